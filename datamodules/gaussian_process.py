@@ -1,0 +1,119 @@
+"""Regression tasks from Gaussian processes whose kernel is known, with their exact answers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from linear_operator.utils.cholesky import psd_safe_cholesky
+from torch import Tensor
+from torch.distributions import Normal, StudentT
+
+from datamodules.kernels import RandomKernel
+from npbench.task import Exact, Task
+
+
+@dataclass(frozen=True)
+class GPDraw:
+    """All the randomness of a batch of tasks: who draws it, and in which order, is theirs.
+
+    The first `num_context` points of a task are its context, the next `num_target` its targets.
+    """
+
+    num_context: Int[Tensor, "batch"]
+    num_target: Int[Tensor, "batch"]
+    x: Float[Tensor, "batch points dim_x"]
+    hyperparameters: list[Tensor]
+    white: Float[Tensor, "batch points dim_y"]
+    outliers: Float[Tensor, "batch points dim_y"] | None
+
+    @classmethod
+    def stack(cls, draws: list["GPDraw"]) -> "GPDraw":
+        """Several draws of the same number of points as one."""
+
+        def cat(name: str) -> Tensor:
+            return torch.cat([getattr(draw, name) for draw in draws])
+
+        return cls(
+            cat("num_context"),
+            cat("num_target"),
+            cat("x"),
+            [torch.cat(values) for values in zip(*(d.hyperparameters for d in draws))],
+            cat("white"),
+            None if draws[0].outliers is None else cat("outliers"),
+        )
+
+
+def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bool) -> Task:
+    r"""The tasks of a draw, in float64 throughout and float32 at the end.
+
+    With $L L^\top = K(x, x) + \sigma^2 I$ and white noise $\epsilon$, the values are
+    $y = L \epsilon$. The first rows of L belong to the first points alone, so that the factor that
+    draws a task also answers it: with the context first, $p(y_t \mid y_c)$ has mean
+    $L_{tc} \epsilon_c$ and covariance $L_{tt} L_{tt}^\top$, and the joint density of the targets
+    is that of their own $\epsilon$ over $\prod L_{ii}$.
+
+    `exact` is None where outliers were added, as the Gaussian process is then not the truth.
+    """
+    with torch.no_grad():
+        x = draw.x.double()
+        covariance = kernel.covariance(x, draw.hyperparameters)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(noise_std**2)
+        factor = psd_safe_cholesky(covariance)
+        y = factor @ draw.white
+        if draw.outliers is not None:
+            return _split(draw, x, y + draw.outliers, exact=None)
+        exact = _exact(draw, factor, y) if with_exact else None
+        return _split(draw, x, y, exact)
+
+
+def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(mean, std) at every point given the context, and both log-likelihoods per target."""
+    position = torch.arange(factor.shape[-1])
+    is_context = position < draw.num_context[:, None]
+    is_target = ~is_context & (position < (draw.num_context + draw.num_target)[:, None])
+    from_context = factor * is_context[:, None, :]
+    mean = from_context @ draw.white
+    std = (factor - from_context).square().sum(-1, keepdim=True).sqrt().expand_as(mean)
+
+    def per_target(log_density: Tensor) -> Tensor:
+        return log_density.sum(-1).masked_fill(~is_target, 0.0).sum(-1) / draw.num_target
+
+    # The context's own rows have a std of 0: 1 keeps them out of the way.
+    marginal = Normal(mean, std.masked_fill(~is_target[..., None], 1.0))
+    log_pivot = factor.diagonal(dim1=-2, dim2=-1).log()[..., None]
+    joint = Normal(0.0, 1.0).log_prob(draw.white) - log_pivot
+    return mean, std, per_target(marginal.log_prob(y)), per_target(joint)
+
+
+def _split(
+    draw: GPDraw, x: Tensor, y: Tensor, exact: tuple[Tensor, Tensor, Tensor, Tensor] | None
+) -> Task:
+    """Context and targets apart; masks only where the tasks differ in size."""
+    sizes = draw.num_context, draw.num_target
+    num_context, num_target = (int(size.max()) for size in sizes)
+    first, second = torch.arange(num_context), torch.arange(num_target)
+    masks = [
+        None if (size == most).all() else position < size[:, None]
+        for position, size, most in zip((first, second), sizes, (num_context, num_target))
+    ]
+    target_index = (draw.num_context[:, None] + second).clamp(max=x.shape[1] - 1)
+
+    def context(values: Tensor) -> Tensor:
+        chosen = values[:, :num_context]
+        return (chosen if masks[0] is None else chosen * masks[0][..., None]).float()
+
+    def targets(values: Tensor) -> Tensor:
+        chosen = values.take_along_dim(target_index[..., None], dim=1)
+        return (chosen if masks[1] is None else chosen * masks[1][..., None]).float()
+
+    if exact is not None:
+        mean, std, log_likelihood, joint_log_likelihood = exact
+        exact = Exact(
+            targets(mean), targets(std), log_likelihood.float(), joint_log_likelihood.float()
+        )
+    return Task(context(x), context(y), targets(x), targets(y), *masks, exact=exact)
+
+
+def outliers(shape: torch.Size, scale: float) -> Tensor:
+    """`scale`·StudentT(2.1), the official out-of-distribution contamination."""
+    return scale * StudentT(torch.tensor(2.1, dtype=torch.float64)).sample(shape)

@@ -1,0 +1,75 @@
+"""GPyTorch kernels whose hyper-parameters have priors: one draw of them a task."""
+
+from collections.abc import Sequence
+
+import torch
+from gpytorch.kernels import Kernel, ProductKernel, RBFKernel, ScaleKernel
+from gpytorch.priors import UniformPrior
+from jaxtyping import Float
+from torch import Tensor
+
+
+class SquaredUniformPrior(UniformPrior):
+    """The square of a uniform variable on [a, b).
+
+    For hyper-parameters that GPyTorch takes squared where the papers draw the root: the output
+    scale of `ScaleKernel` (a variance), and the length scale of `PeriodicKernel`.
+    """
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return super().rsample(torch.Size(sample_shape)) ** 2
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        root = value.sqrt()
+        return super().log_prob(root) - (2 * root).log()
+
+
+class Product(ProductKernel):
+    """The product of kernels, given as one list (which a YAML file can write)."""
+
+    def __init__(self, kernels: list[Kernel]) -> None:
+        super().__init__(*kernels)
+
+
+def released_rbf() -> Kernel:
+    """The paper's released code: length ~ U[0.1, 0.6), scale ~ U[0.1, 1.0)."""
+    return ScaleKernel(
+        RBFKernel(lengthscale_prior=UniformPrior(0.1, 0.6)),
+        outputscale_prior=SquaredUniformPrior(0.1, 1.0),
+    )
+
+
+class RandomKernel:
+    """A kernel with priors: draws hyper-parameters, and makes batches of kernels from them."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel.double()
+        self._batches: dict[int, Kernel] = {}
+
+    def draw(self, batch_size: int) -> list[Tensor]:
+        """One draw from each prior for each of `batch_size` tasks, from torch's generator."""
+        return [
+            prior.sample(closure(module).shape).double()
+            for _, module, prior, closure, _ in self._batch(batch_size).named_priors()
+        ]
+
+    def covariance(
+        self, x: Float[Tensor, "batch points dim_x"], hyperparameters: Sequence[Tensor]
+    ) -> Float[Tensor, "batch points points"]:
+        """The covariance matrices at `x`, each task with its own hyper-parameters."""
+        kernel = self._batch(len(x))
+        for (_, module, _, _, assign), value in zip(
+            kernel.named_priors(), hyperparameters, strict=True
+        ):
+            assign(module, value)
+        return kernel(x).to_dense()
+
+    def _batch(self, batch_size: int) -> Kernel:
+        """The kernel with hyper-parameters for each task; kept, as the copy is slow."""
+        if batch_size not in self._batches:
+            batch = self.kernel.expand_batch([batch_size])
+            for parameter in batch.parameters():
+                # GPyTorch expands by strides of 0, into which it then cannot assign.
+                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+            self._batches[batch_size] = batch
+        return self._batches[batch_size]

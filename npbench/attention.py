@@ -1,0 +1,224 @@
+"""Multi-head attention on fused kernels, and the streaming state of cross attention.
+
+A fixed query that attends to a set of points needs two numbers of the past per head: the
+log-sum-exp of its scores, and its output. Both of a union follow from both of the parts
+(Feng et al., 2024; the same identity carries flash attention).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from npbench.structure import TensorRecord
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionState(TensorRecord):
+    r"""What fixed queries keep of all the points that they have attended to.
+
+    With scores $s_j = q \cdot k_j / \sqrt{d}$:
+
+    $$\mathrm{lse} = \log \sum_j e^{s_j}, \qquad
+      \mathrm{out} = \sum_j e^{s_j - \mathrm{lse}}\, v_j$$
+
+    States form a commutative monoid under `merge`, with identity $(-\infty, 0)$, the state of no
+    points. They are held in float32 at least, under autocast too.
+
+    Example:
+        >>> q, k, v = torch.randn(1, 4, 8, 16), *torch.randn(2, 1, 4, 100, 16)
+        >>> whole = AttentionState.from_chunk(q, k, v)
+        >>> half = AttentionState.from_chunk(q, k[..., :50, :], v[..., :50, :])
+        >>> both = half.update(q, k[..., 50:, :], v[..., 50:, :])
+        >>> torch.allclose(both.out, whole.out, atol=1e-6)
+        True
+    """
+
+    lse: Float[Tensor, "*batch queries"]
+    out: Float[Tensor, "*batch queries dim_head"]
+
+    @classmethod
+    def from_chunk(
+        cls,
+        q: Float[Tensor, "batch heads queries dim_head"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> "AttentionState":
+        """The state after attending to one chunk of points, of which `mask` marks the real ones."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        if k.shape[-2] == 0:
+            lse = q.new_full(q.shape[:-1], -torch.inf, dtype=dtype)
+            return cls(lse, torch.zeros_like(q, dtype=dtype))
+        bias = None
+        if mask is not None:
+            zeros = torch.zeros_like(mask, dtype=q.dtype)
+            bias = zeros.masked_fill(~mask, -torch.inf)[:, None, None, :]
+        if q.device.type == "cpu":
+            lse, out = _FusedAttention.apply(q, k, v, bias)
+        else:
+            lse, out = attention_with_lse(q, k, v, bias)
+        lse, out = lse.to(dtype), out.to(dtype)
+        if mask is not None:
+            empty = ~mask.any(dim=-1)[:, None, None]
+            lse = lse.masked_fill(empty, -torch.inf)
+            out = out.masked_fill(empty[..., None], 0.0)
+        return cls(lse, out)
+
+    def merge(self, other: "AttentionState") -> "AttentionState":
+        r"""The state of the union of both sets of points.
+
+        $$\mathrm{lse}^* = \mathrm{logaddexp}(\mathrm{lse}, \mathrm{lse}'), \qquad
+          \mathrm{out}^* = e^{\mathrm{lse} - \mathrm{lse}^*} \mathrm{out}
+                         + e^{\mathrm{lse}' - \mathrm{lse}^*} \mathrm{out}'$$
+        """
+        # Two empty sets: −∞ − (−∞) would be NaN, in the value and in the gradient.
+        both_empty = torch.isneginf(torch.maximum(self.lse, other.lse))
+        mine = self.lse.masked_fill(both_empty, 0.0)
+        theirs = other.lse.masked_fill(both_empty, 0.0)
+        union = torch.logaddexp(mine, theirs)
+        out = (mine - union).exp()[..., None] * self.out
+        out = out + (theirs - union).exp()[..., None] * other.out
+        return type(self)(union.masked_fill(both_empty, -torch.inf), out)
+
+    def update(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+    ) -> "AttentionState":
+        """The state after attending to one more chunk; arguments as in `from_chunk`."""
+        return self.merge(self.from_chunk(q, k, v, mask))
+
+    @classmethod
+    def stack(cls, states: Sequence["AttentionState"]) -> "AttentionState":
+        """Several states of one shape as one, along a new first dimension."""
+        return cls(
+            torch.stack([state.lse for state in states]),
+            torch.stack([state.out for state in states]),
+        )
+
+    def __getitem__(self, index: int) -> "AttentionState":
+        """The state at `index` of the first dimension."""
+        return type(self)(self.lse[index], self.out[index])
+
+
+def attention_with_lse(
+    q: Float[Tensor, "batch heads queries dim_head"],
+    k: Float[Tensor, "batch heads points dim_head"],
+    v: Float[Tensor, "batch heads points dim_head"],
+    bias: Float[Tensor, "batch 1 1 points"] | None = None,
+) -> tuple[Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries dim_head"]]:
+    """(lse, out) from public operations, on any device; forms the score matrix.
+
+    A row of which every score is −∞ has a finite gradient, and 0 as its output.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
+    if bias is not None:
+        scores = scores + bias.to(dtype)
+    lse = scores.logsumexp(dim=-1)
+    weights = (scores - lse.masked_fill(torch.isneginf(lse), 0.0)[..., None]).exp()
+    return lse, weights @ v.to(dtype)
+
+
+class _FusedAttention(torch.autograd.Function):
+    r"""(lse, out) from the fused CPU kernel that `scaled_dot_product_attention` itself calls.
+
+    The public function does not return lse. This is the one private operator of npbench; measured
+    on 2 cores against `attention_with_lse` (`python -m benchmarks.attention`).
+
+    The kernel's own backward knows the gradient of out alone. With a gradient of lse as well,
+    $\partial S = P \circ (\partial O\, V^\top - D + \partial\mathrm{lse})$, where
+    $D = \sum \partial O \circ O$: one more value column, 1 for every point, whose output counts as
+    0 in D, adds exactly that term.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=bias, scale=q.shape[-1] ** -0.5
+        )
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        ctx.set_materialize_grads(False)
+        return lse, out
+
+    @staticmethod
+    def backward(ctx: Any, grad_lse: Tensor | None, grad_out: Tensor | None) -> tuple:
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        dim_head = q.shape[-1]
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        if grad_lse is not None:
+            q, k, out = (F.pad(tensor, (0, 1)) for tensor in (q, k, out))
+            v = F.pad(v, (0, 1), value=1.0)
+            grad_out = torch.cat([grad_out, grad_lse[..., None].to(grad_out.dtype)], dim=-1)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad_out, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=dim_head**-0.5
+        )
+        return *(gradient[..., :dim_head] for gradient in gradients), None
+
+
+class MultiheadAttention(nn.Module):
+    r"""Attention of `x` to `context`: no bias on q, k and v, a bias on the output.
+
+    $$\mathrm{Attn}(x \to c)
+      = W_o\, [\mathrm{softmax}(q_h k_h^\top / \sqrt{d})\, v_h]_{h=1}^H + b_o$$
+
+    Args:
+        dim_model: width of `x`, `context` and the output.
+        num_heads: number of heads, which split the width.
+        qk_norm: divide q and k of each head by their root mean square and multiply the scores by a
+            learned temperature per head, initially 1 (Henry et al., 2020; Dehghani et al., 2023).
+    """
+
+    def __init__(self, dim_model: int, num_heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        if dim_model % num_heads:
+            raise ValueError(f"dim_model={dim_model} does not split into num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim_model, dim_model, bias=False)
+        self.to_kv = nn.Linear(dim_model, 2 * dim_model, bias=False)
+        self.to_out = nn.Linear(dim_model, dim_model)
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1)) if qk_norm else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        context: Float[Tensor, "batch points dim_model"],
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        k, v = self._keys_values(context)
+        out = F.scaled_dot_product_attention(self._queries(x), k, v)
+        return self._join_heads(out)
+
+    def absorb(
+        self,
+        x: Float[Tensor, "queries dim_model"],
+        context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> AttentionState:
+        """The state of queries that are the same for every task, computed once for all of them."""
+        k, v = self._keys_values(context)
+        q = self._queries(x[None]).expand(len(context), -1, -1, -1)
+        return AttentionState.from_chunk(q, k, v, mask)
+
+    def readout(self, state: AttentionState) -> Float[Tensor, "batch queries dim_model"]:
+        """The attention's output from the state of all its points."""
+        return self._join_heads(state.out)
+
+    def _queries(self, x: Tensor) -> Float[Tensor, "batch heads queries dim_head"]:
+        q = self._split_heads(self.to_q(x))
+        if self.temperature is None:
+            return q
+        return self.temperature.to(q.dtype) * F.rms_norm(q, q.shape[-1:])
+
+    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = map(self._split_heads, self.to_kv(context).chunk(2, dim=-1))
+        return (k if self.temperature is None else F.rms_norm(k, k.shape[-1:])), v
+
+    def _split_heads(self, x: Tensor) -> Float[Tensor, "batch heads points dim_head"]:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _join_heads(self, out: Tensor) -> Float[Tensor, "batch queries dim_model"]:
+        return self.to_out(out.transpose(1, 2).flatten(-2).to(self.to_out.weight.dtype))

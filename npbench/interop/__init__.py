@@ -1,0 +1,1 @@
+"""Ways into npbench from other code."""

@@ -1,0 +1,139 @@
+"""CMANP: attention over a context of any size, at constant memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Independent
+
+from npbench.attention import AttentionState
+from npbench.blocks import (
+    MLP,
+    ConstantMemoryAttentionBlock,
+    LayerConfig,
+    QueryLayer,
+)
+from npbench.likelihoods import DiagonalGaussian
+from npbench.models.base import NeuralProcess, Points
+from npbench.structure import TensorRecord
+
+
+@dataclass(frozen=True, eq=False)
+class CMANPState(TensorRecord):
+    """All that CMANP keeps of its context, at a size that does not depend on it.
+
+    `attention` stacks the states of the blocks' first attention: the only tensors that ever see
+    the points. `latents`, the outputs Z_1, …, Z_K of the blocks, follow from it; they are None
+    right after `merge`, which knows no model, until `query` works them out.
+    """
+
+    attention: AttentionState
+    latents: Float[Tensor, "layers batch num_latents dim_model"] | None
+
+    def merge(self, other: "CMANPState") -> "CMANPState":
+        """The state of the union of two contexts, exact in any order and any tree of merges."""
+        return type(self)(self.attention.merge(other.attention), latents=None)
+
+
+class CMANP(NeuralProcess):
+    r"""Constant Memory Attentive Neural Process.
+
+    $$E = \mathrm{MLP}([x, y]), \qquad Z_i = \mathrm{CMAB}_i(Z_{i-1}, E), \qquad i = 1, …, K$$
+    $$X_0 = \mathrm{MLP}(x_t), \qquad X_i = \mathrm{FF}(\mathrm{CrossAttn}(X_{i-1} \to Z_i))$$
+    $$y_t \sim \mathcal{N}(\mu, \sigma^2), \qquad [\mu, \sigma] = \mathrm{head}(\mathrm{LN}(X_K))$$
+
+    with $Z_0$ learned. Each block's state depends on E alone, so one pass over the points serves
+    all blocks; `condition`, `query` and `update` are constant in the number N of context points.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+        dim_model: width D.
+        num_heads: heads of every attention.
+        num_layers: number K of blocks, and of query layers.
+        dim_feedforward: hidden width of the feed-forward layers and of the head.
+        num_latents: number L_I of input latents.
+        num_block_latents: number L_B of latents of each block.
+        embed_depth: linear layers in the two embedding MLPs.
+        dropout: rate after each feed-forward layer.
+        bound_std: keep the standard deviation above 0.05.
+        qk_norm: normalise queries and keys; see `MultiheadAttention`.
+        norm_residual: what the layers' residuals add; see `LayerConfig`.
+
+    Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
+    ICML 2024; the defaults are its configuration (1,341,634 parameters for one input and output).
+
+    Example:
+        >>> model = CMANP(dim_x=1, dim_y=1, num_layers=2).eval()
+        >>> x, y = torch.linspace(-2, 2, 100).reshape(1, -1, 1), torch.randn(1, 100, 1)
+        >>> state = model.condition(x[:, :50], y[:, :50])
+        >>> state = model.update(state, x[:, 50:], y[:, 50:])
+        >>> model.query(state, x).mean.shape
+        torch.Size([1, 100, 1])
+    """
+
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        dim_model: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 6,
+        dim_feedforward: int = 128,
+        num_latents: int = 128,
+        num_block_latents: int = 128,
+        embed_depth: int = 4,
+        dropout: float = 0.0,
+        bound_std: bool = False,
+        qk_norm: bool = False,
+        norm_residual: bool = True,
+    ) -> None:
+        super().__init__(dim_x, dim_y)
+        config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm, norm_residual)
+        self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
+        self.embed_targets = MLP(dim_x, dim_model, dim_model, embed_depth)
+        self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
+        self.blocks = nn.ModuleList(
+            ConstantMemoryAttentionBlock(config, num_block_latents) for _ in range(num_layers)
+        )
+        self.query_layers = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim_model)
+        self.head = DiagonalGaussian(dim_model, dim_feedforward, dim_y, bound_std)
+
+    def merge(self, *states: CMANPState) -> CMANPState:
+        """The state of the union of several contexts, ready to be queried."""
+        return self._state(reduce(AttentionState.merge, (state.attention for state in states)))
+
+    def _condition(self, chunks: Iterator[Points]) -> CMANPState:
+        return self._state(reduce(AttentionState.merge, map(self._absorb, chunks)))
+
+    def _update(self, state: CMANPState, points: Points) -> CMANPState:
+        return self._state(state.attention.merge(self._absorb(points)))
+
+    def _query(self, state: CMANPState, xt: Tensor) -> Independent:
+        latents = self._encode(state.attention) if state.latents is None else state.latents
+        x = self.embed_targets(xt)
+        for layer, z in zip(self.query_layers, latents, strict=True):
+            x = layer(x, z)
+        return self.head(self.norm(x))
+
+    def _absorb(self, points: Points) -> AttentionState:
+        """The blocks' states of these points: one embedding, seen by all blocks."""
+        embedding = self.embed_points(torch.cat([points.x, points.y], dim=-1))
+        return AttentionState.stack([block.absorb(embedding, points.mask) for block in self.blocks])
+
+    def _encode(
+        self, attention: AttentionState
+    ) -> Float[Tensor, "layers batch num_latents dim_model"]:
+        """Z_1, …, Z_K from the blocks' states."""
+        batch_size = attention.lse.shape[1]
+        latents = [self.latents.expand(batch_size, -1, -1)]
+        for index, block in enumerate(self.blocks):
+            latents.append(block(latents[-1], attention[index]))
+        return torch.stack(latents[1:])
+
+    def _state(self, attention: AttentionState) -> CMANPState:
+        return CMANPState(attention, self._encode(attention))

@@ -1,0 +1,91 @@
+"""Task: the only thing that data modules give to models."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from npbench.structure import TensorRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Exact(TensorRecord):
+    """What the process that made a synthetic task says of its targets: the ceiling of any model.
+
+    `log_likelihood` scores the targets one by one (the ceiling of diagonal models),
+    `joint_log_likelihood` all at once (the ceiling of joint and autoregressive ones); both are nats
+    per target.
+    """
+
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
+    log_likelihood: Float[Tensor, "batch"]
+    joint_log_likelihood: Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task(TensorRecord):
+    """A batch of tasks: in each, predict `yt` at `xt` from the context (`xc`, `yc`).
+
+    A mask is True where a point is real; None means that all are. `exact` is known of synthetic
+    tasks only.
+
+    Example:
+        >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
+        >>> task.batch_size
+        16
+    """
+
+    xc: Float[Tensor, "batch context dim_x"]
+    yc: Float[Tensor, "batch context dim_y"]
+    xt: Float[Tensor, "batch target dim_x"]
+    yt: Float[Tensor, "batch target dim_y"] | None = None
+    context_mask: Bool[Tensor, "batch context"] | None = None
+    target_mask: Bool[Tensor, "batch target"] | None = None
+    exact: Exact | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.xc)
+
+    def pad(self, num_context: int, num_target: int) -> "Task":
+        """The same tasks in fixed shapes: zeros behind the points, masks that mark the real ones.
+
+        Raises:
+            ValueError: if there are more points than that already.
+        """
+        more_context = num_context - self.xc.shape[1]
+        more_target = num_target - self.xt.shape[1]
+        if more_context < 0 or more_target < 0:
+            raise ValueError(
+                f"a task of {self.xc.shape[1]} context and {self.xt.shape[1]} target points does "
+                f"not fit into {num_context} and {num_target}"
+            )
+
+        def padded(points: Tensor | None, by: int) -> Tensor | None:
+            return None if points is None else F.pad(points, (0, 0, 0, by))
+
+        def padded_mask(mask: Tensor | None, points: Tensor, by: int) -> Tensor:
+            real = points.new_ones(points.shape[:2], dtype=torch.bool) if mask is None else mask
+            return F.pad(real, (0, by))
+
+        exact = self.exact
+        if exact is not None:
+            # A standard deviation of 1: harmless wherever a padded target is computed with.
+            exact = Exact(
+                F.pad(exact.mean, (0, 0, 0, more_target)),
+                F.pad(exact.std, (0, 0, 0, more_target), value=1.0),
+                exact.log_likelihood,
+                exact.joint_log_likelihood,
+            )
+        return type(self)(
+            xc=padded(self.xc, more_context),
+            yc=padded(self.yc, more_context),
+            xt=padded(self.xt, more_target),
+            yt=padded(self.yt, more_target),
+            context_mask=padded_mask(self.context_mask, self.xc, more_context),
+            target_mask=padded_mask(self.target_mask, self.xt, more_target),
+            exact=exact,
+        )

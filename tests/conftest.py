@@ -1,0 +1,36 @@
+"""Tests run with jaxtyping's runtime checks on: a shape that breaks a signature is an error."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["npbench", "datamodules"], "beartype.beartype")
+
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of golden values and facts beside the checkout; in CI it must be there."""
+    if not SHARED.is_dir():
+        message = "needs ../shared (golden values) beside the checkout"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return SHARED
+
+
+@pytest.fixture
+def as_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the runtime checks, so that the library's own messages are what is seen."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
