@@ -9,20 +9,30 @@ from npbench.blocks import MLP
 
 
 class DiagonalGaussian(nn.Module):
-    r"""Each target on its own: $\mathcal{N}(\mu, \sigma^2)$ with $[\mu, r] = \mathrm{MLP}(h)$ and
-    $\sigma = e^r$, or $\sigma = 0.05 + 0.95\,\mathrm{softplus}(r)$ when `bound_std`.
+    r"""Each target on its own: $\mathcal{N}(\mu, \sigma^2)$ with $[\mu, r] = \mathrm{MLP}(h)$.
 
-    Returns a distribution with batch shape [B, M] and event shape [dim_y].
+    $\sigma = e^r$, or with a least value m: $\sigma = m + (1 - m)\,\mathrm{softplus}(r)$. Returns a
+    distribution with batch shape [B, M] and event shape [dim_y].
+
+    Args:
+        dim_in: width of h.
+        dim_hidden: width of the MLP.
+        dim_y: number of outputs.
+        depth: linear layers of the MLP.
+        min_std: least standard deviation m, or None.
     """
 
     def __init__(
-        self, dim_model: int, dim_feedforward: int, dim_y: int, bound_std: bool = False
+        self, dim_in: int, dim_hidden: int, dim_y: int, depth: int, min_std: float | None = None
     ) -> None:
         super().__init__()
-        self.bound_std = bound_std
-        self.mlp = MLP(dim_model, dim_feedforward, 2 * dim_y, depth=2)
+        self.min_std = min_std
+        self.mlp = MLP(dim_in, dim_hidden, 2 * dim_y, depth)
 
-    def forward(self, encoding: Float[Tensor, "batch target dim_model"]) -> Independent:
-        mean, raw_std = self.mlp(encoding).chunk(2, dim=-1)
-        std = 0.05 + 0.95 * F.softplus(raw_std) if self.bound_std else raw_std.exp()
+    def forward(self, encoding: Float[Tensor, "batch target dim_in"]) -> Independent:
+        mean, raw = self.mlp(encoding).chunk(2, dim=-1)
+        if self.min_std is None:
+            std = raw.exp()
+        else:
+            std = self.min_std + (1 - self.min_std) * F.softplus(raw)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)

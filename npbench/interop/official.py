@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npbench.models import CMANP, NeuralProcess
+from npbench.models import CMANP, CNP, NeuralProcess
 
-# Official constructor arguments → ours.
-_HPARAMS = {
+# For each model: official constructor arguments → ours, then parameter names likewise.
+_CMANP_ARGUMENTS = {
     "dim_x": "dim_x",
     "dim_y": "dim_y",
     "d_model": "dim_model",
@@ -28,10 +28,18 @@ _HPARAMS = {
     "dropout": "dropout",
     "bound_std": "bound_std",
 }
+_CNP_ARGUMENTS = {
+    "dim_x": "dim_x",
+    "dim_y": "dim_y",
+    "dim_hid": "dim_hidden",
+    "enc_pre_depth": "pre_depth",
+    "enc_post_depth": "post_depth",
+    "dec_depth": "decoder_depth",
+}
 # Arguments of how the official code computes, not of what.
 _IGNORED = {"CMAB_block_size"}
 
-# Official parameter names → ours, applied one after the other.
+# Regular expressions, applied one after the other.
 _CMANP_NAMES = [
     (r"^embedder\.", "embed_points."),
     (r"^query_embedder\.", "embed_targets."),
@@ -52,8 +60,17 @@ _CMANP_NAMES = [
     (r"\.fn\.", ".attention."),
 ]
 
-_MODELS: dict[str, tuple[Callable[..., NeuralProcess], list[tuple[str, str]]]] = {
-    "cmanp": (CMANP, _CMANP_NAMES),
+_CNP_NAMES = [
+    (r"^enc1\.net_(pre|post)\.", r"\1.0."),
+    (r"^enc2\.net_(pre|post)\.", r"\1.1."),
+    (r"^dec\.fc\.", "head.mlp.0."),
+    (r"^dec\.mlp\.1\.", "head.mlp.2."),
+    (r"^dec\.mlp\.3\.", "head.mlp.4."),
+]
+
+_MODELS: dict[str, tuple[Callable[..., NeuralProcess], dict[str, str], list[tuple[str, str]]]] = {
+    "cmanp": (CMANP, _CMANP_ARGUMENTS, _CMANP_NAMES),
+    "cnp": (CNP, _CNP_ARGUMENTS, _CNP_NAMES),
 }
 
 
@@ -76,13 +93,13 @@ def load(
     """
     if model not in _MODELS:
         raise ValueError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
-    unknown = hparams.keys() - _HPARAMS.keys() - _IGNORED
+    constructor, arguments, names = _MODELS[model]
+    unknown = hparams.keys() - arguments.keys() - _IGNORED
     if unknown:
         raise ValueError(
-            f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: {sorted(_HPARAMS)}"
+            f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: {sorted(arguments)}"
         )
-    constructor, names = _MODELS[model]
-    ours = constructor(**{_HPARAMS[k]: v for k, v in hparams.items() if k not in _IGNORED})
+    ours = constructor(**{arguments[k]: v for k, v in hparams.items() if k not in _IGNORED})
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
     try:

@@ -2,5 +2,6 @@
 
 from npbench.models.base import NeuralProcess
 from npbench.models.cmanp import CMANP, CMANPState
+from npbench.models.cnp import CNP, CNPState
 
-__all__ = ["CMANP", "CMANPState", "NeuralProcess"]
+__all__ = ["CMANP", "CNP", "CMANPState", "CNPState", "NeuralProcess"]

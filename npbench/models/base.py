@@ -1,7 +1,9 @@
 """The contract of every model: a state that absorbs data."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,28 @@ class Points(NamedTuple):
     mask: Bool[Tensor, "batch points"] | None = None
 
 
+class Evaluation(NamedTuple):
+    """What a model says of a task's targets: one pass serves all metrics."""
+
+    log_likelihood: Float[Tensor, "batch"]
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
+
+
+def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold."""
+
+    @wraps(init)
+    def recording(self: "NeuralProcess", *args: Any, **kwargs: Any) -> None:
+        bound = signature(init).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        init(self, *args, **kwargs)
+        # The outermost class, which comes last, is the one to rebuild.
+        self.hparams = {k: v for k, v in bound.arguments.items() if k != "self"}
+
+    return recording
+
+
 class NeuralProcess(nn.Module, ABC):
     """Predictions at new inputs from a context set, through a state that absorbs data.
 
@@ -28,12 +52,15 @@ class NeuralProcess(nn.Module, ABC):
         dist  = model.query(state, xt)       # a torch distribution over the targets
 
     A model implements `_condition`, `_update` and `_query`; the public methods check what they are
-    given first, so the private ones meet finite tensors of the right shapes.
+    given first, so the private ones meet finite tensors of the right shapes. Its `__init__` is
+    decorated with `records_arguments`.
 
     Args:
         dim_x: number of inputs of a point.
         dim_y: number of outputs of a point.
     """
+
+    hparams: dict[str, Any]
 
     def __init__(self, dim_x: int, dim_y: int) -> None:
         super().__init__()
@@ -125,11 +152,16 @@ class NeuralProcess(nn.Module, ABC):
         """`query(condition(xc, yc, mask), xt)`."""
         return self.query(self.condition(xc, yc, mask), xt)
 
-    def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
-        """Each task's log-likelihood in nats: summed over outputs, averaged over real targets."""
+    def evaluate(self, task: Task) -> Evaluation:
+        """Each task's log-likelihood, and the mean and standard deviation at each target."""
         yt = self._targets(task)
         dist = self.forward(task.xc, task.yc, task.xt, task.context_mask)
-        return masked_mean(dist.log_prob(yt), task.target_mask)
+        log_likelihood = masked_mean(dist.log_prob(yt), task.target_mask)
+        return Evaluation(log_likelihood, dist.mean, dist.stddev)
+
+    def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
+        """Each task's log-likelihood in nats: summed over outputs, averaged over real targets."""
+        return self.evaluate(task).log_likelihood
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """What training minimises: the negative log-likelihood per target, averaged over tasks."""

@@ -17,7 +17,7 @@ from npbench.blocks import (
     QueryLayer,
 )
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, Points
+from npbench.models.base import NeuralProcess, Points, records_arguments
 from npbench.structure import TensorRecord
 
 
@@ -75,6 +75,7 @@ class CMANP(NeuralProcess):
         torch.Size([1, 100, 1])
     """
 
+    @records_arguments
     def __init__(
         self,
         dim_x: int,
@@ -101,7 +102,9 @@ class CMANP(NeuralProcess):
         )
         self.query_layers = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim_model)
-        self.head = DiagonalGaussian(dim_model, dim_feedforward, dim_y, bound_std)
+        self.head = DiagonalGaussian(
+            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        )
 
     def merge(self, *states: CMANPState) -> CMANPState:
         """The state of the union of several contexts, ready to be queried."""

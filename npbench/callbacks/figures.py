@@ -1,0 +1,117 @@
+"""Figures of what the model predicts, beside what is true."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from npbench.models.base import Evaluation, NeuralProcess
+from npbench.task import Task
+
+_MODEL, _EXACT = "#2a6fbb", "#3a9a5b"
+
+
+class PosteriorFigures(L.Callback):
+    """After validation, draws the model's prediction beside the exact Gaussian process's.
+
+    One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
+    right those of the process that made the task. To TensorBoard, and as `figures/step-….png` in
+    the run's folder. The data module says what to draw: `figure_task(index)`, a `Task` whose targets
+    lie in order along the first input.
+
+    Args:
+        num_tasks: rows of the figure.
+        every_n_validations: how often to draw.
+    """
+
+    def __init__(self, num_tasks: int = 3, every_n_validations: int = 1) -> None:
+        if num_tasks < 1 or every_n_validations < 1:
+            raise ValueError(
+                f"num_tasks={num_tasks} and every_n_validations={every_n_validations} must be 1 "
+                f"or more"
+            )
+        self.num_tasks = num_tasks
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._validations % self.every_n_validations == 0:
+            self._record(trainer, pl_module, f"step-{trainer.global_step:06d}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._record(trainer, pl_module, "test")
+
+    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        figure_task = getattr(trainer.datamodule, "figure_task", None)
+        if figure_task is None:
+            raise ValueError(
+                f"PosteriorFigures needs a data module with figure_task(index); "
+                f"{type(trainer.datamodule).__name__} has none"
+            )
+        tasks = [figure_task(index) for index in range(self.num_tasks)]
+        figure = draw(pl_module.model, [task.to(pl_module.device) for task in tasks])
+        if trainer.log_dir is not None:
+            path = Path(trainer.log_dir) / "figures" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("posterior", figure, trainer.global_step)
+
+
+def draw(model: NeuralProcess, tasks: list[Task]) -> Figure:
+    """The figure of `PosteriorFigures` for these tasks (the first of each batch); leaves the model
+    and torch's random state as they were."""
+    columns = 2 if any(task.exact is not None for task in tasks) else 1
+    figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)
+    axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey="row")
+    for row, task in zip(axes, tasks):
+        evaluation = _evaluate(model, task)
+        title = f"{type(model).__name__}: {float(evaluation.log_likelihood[0]):.2f} nats per target"
+        _panel(row[0], task, evaluation.mean, evaluation.std, _MODEL, title)
+        if task.exact is not None:
+            exact = task.exact
+            title = f"Exact: {float(exact.log_likelihood[0]):.2f} nats per target"
+            _panel(row[1], task, exact.mean, exact.std, _EXACT, title)
+    axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
+    for axis in axes[-1]:
+        axis.set_xlabel("x")
+    return figure
+
+
+def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
+    training = model.training
+    devices = [task.xt.device] if task.xt.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        model.eval()
+        try:
+            return model.evaluate(task)
+        finally:
+            model.train(training)
+
+
+def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title: str) -> None:
+    xc, yc, x, y, mean, std = (
+        values[0, :, 0].cpu().numpy() for values in (task.xc, task.yc, task.xt, task.yt, mean, std)
+    )
+    for width, alpha, label in ((1.96, 0.15, "95 %"), (0.674, 0.3, "50 %")):
+        axis.fill_between(
+            x, mean - width * std, mean + width * std, color=color, alpha=alpha, lw=0, label=label
+        )
+    axis.plot(x, mean, color=color, lw=1.5, label="mean")
+    axis.plot(x, y, color="black", lw=0.8, ls=":", label="truth")
+    axis.plot(xc, yc, "k.", ms=6, label="context")
+    low, high = min(y.min(), yc.min()), max(y.max(), yc.max())
+    margin = 0.35 * (high - low) + 0.1
+    axis.set(xlim=(x.min(), x.max()), ylim=(low - margin, high + margin))
+    axis.set_title(title, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,162 @@
+"""Training of any neural process on tasks."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torchmetrics import MeanSquaredError, Metric
+
+from npbench.metrics import Coverage, StandardError, TaskMean
+from npbench.models.base import Evaluation, NeuralProcess
+from npbench.task import Task
+
+
+class MetaRegression(L.LightningModule):
+    """Train and evaluate a `NeuralProcess` on batches of `Task`.
+
+    Logs, for each of `train`, `val` and `test`: the log-likelihood per target in nats (and its
+    standard error over tasks), the root mean square error, and the coverage of the central 50, 80
+    and 95 % intervals. Where the tasks carry their exact answer, also the `gap` to it: how many
+    nats per target the model loses against whoever knows the process.
+
+    Args:
+        model: the neural process.
+        optimizer: from parameters to an optimiser; Adam by default.
+        lr_scheduler: from an optimiser to a scheduler, stepped at every training step; by default a
+            cosine to 0 over the run. `ReduceLROnPlateau` is stepped after each validation.
+        warmup_steps: steps over which the learning rate rises linearly before that.
+
+    Example:
+        >>> from npbench.models import CMANP
+        >>> module = MetaRegression(CMANP(dim_x=1, dim_y=1, num_layers=1))
+        >>> trainer = L.Trainer(max_steps=1000)
+        >>> trainer.fit(module, datamodule=GPDataModule())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: NeuralProcess,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-4),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.warmup_steps = warmup_steps
+        self._save_hyperparameters()
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            _RegressionMetrics() for _ in range(3)
+        )
+
+    def forward(self, task: Task) -> torch.distributions.Distribution:
+        return self.model(task.xc, task.yc, task.xt, task.context_mask)
+
+    def training_step(self, task: Task, batch_idx: int) -> Tensor:
+        loss = self.model.loss(task)
+        self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.model.eval()
+            with torch.no_grad():
+                self._measure("train", task)
+            self.model.train()
+        return loss
+
+    def validation_step(self, task: Task, batch_idx: int) -> None:
+        self._measure("val", task)
+
+    def test_step(self, task: Task, batch_idx: int) -> None:
+        self._measure("test", task)
+
+    def predict_step(self, task: Task, batch_idx: int) -> torch.distributions.Distribution:
+        return self(task)
+
+    def _measure(self, stage: str, task: Task) -> None:
+        metrics: _RegressionMetrics = getattr(self, f"{stage}_metrics")
+        for name, metric in metrics.update(task, self.model.evaluate(task)).items():
+            shown = name == "log_likelihood" and stage != "train"
+            self.log(
+                f"{stage}/{name}",
+                metric,
+                prog_bar=shown,
+                on_step=False,
+                on_epoch=True,
+                batch_size=task.batch_size,
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.model.parameters())
+        if self.lr_scheduler is None:
+            steps = self.trainer.estimated_stepping_batches
+            scheduler = CosineAnnealingLR(optimizer, T_max=max(1, steps - self.warmup_steps))
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if self.warmup_steps:
+                raise ValueError("ReduceLROnPlateau takes no warmup_steps; set warmup_steps to 0")
+            schedule = {"scheduler": scheduler, "monitor": scheduler.monitor}
+        else:
+            schedule = {"scheduler": self._with_warmup(scheduler), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _with_warmup(self, scheduler: Any) -> Any:
+        if not self.warmup_steps:
+            return scheduler
+        warmup = LinearLR(
+            scheduler.optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps
+        )
+        return SequentialLR(scheduler.optimizer, [warmup, scheduler], [self.warmup_steps])
+
+    def _save_hyperparameters(self) -> None:
+        """Keep all that `load_from_checkpoint` needs.
+
+        Under the command line Lightning keeps the parsed configuration itself. In Python the model
+        is described by its class and arguments; the optimiser and scheduler, arbitrary functions
+        then, are not kept.
+        """
+        self.save_hyperparameters(ignore=["model"])
+        if "_instantiator" not in self.hparams:
+            del self.hparams["optimizer"], self.hparams["lr_scheduler"]
+            self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        cls = type(self.model)
+        self.hparams["model"] = {
+            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            "init_args": self.model.hparams,
+        }
+
+
+class _RegressionMetrics(torch.nn.Module):
+    """The metrics of one stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_task = torch.nn.ModuleDict(
+            {"log_likelihood": TaskMean(), "log_likelihood_stderr": StandardError()}
+        )
+        self.gap = TaskMean()
+        self.rmse = MeanSquaredError(squared=False)
+        self.coverage = torch.nn.ModuleDict(
+            {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
+        )
+
+    def update(self, task: Task, evaluation: Evaluation) -> dict[str, Metric]:
+        """Add a batch; returns the metrics that apply to it, by name."""
+        mean, std, y = evaluation.mean, evaluation.std, task.yt
+        if task.target_mask is not None:
+            mean, std, y = (values[task.target_mask] for values in (mean, std, y))
+        for metric in self.by_task.values():
+            metric.update(evaluation.log_likelihood)
+        self.rmse.update(mean.flatten(), y.flatten())
+        for metric in self.coverage.values():
+            metric.update(mean, std, y)
+        metrics = {**self.by_task, "rmse": self.rmse, **self.coverage}
+        if task.exact is not None:
+            self.gap.update(task.exact.log_likelihood - evaluation.log_likelihood)
+            metrics["gap"] = self.gap
+        return metrics
