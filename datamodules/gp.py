@@ -1,6 +1,7 @@
 """Tasks from Gaussian processes, drawn on the fly."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -183,7 +184,7 @@ class GPDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, _ = self._rank_and_world_size()
         batches = _Batches(lambda index: self.training_batch(index, rank), self.steps_per_epoch)
-        return _ResumableLoader(batches, self._batches_done, num_workers=self.num_workers)
+        return _ResumableLoader(batches, self._batches_done, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.num_val_tasks, _VALIDATE)
@@ -201,7 +202,13 @@ class GPDataModule(L.LightningDataModule):
         size = self.eval_batch_size
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         batches = _Batches(lambda i: self.evaluation_batch(chunks[i], split), len(chunks))
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers)
+        return DataLoader(batches, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        # Each pass of a loader draws a seed for its workers: here from a generator of its own, so
+        # that torch's random state stays as it is.
+        generator = torch.Generator()
+        return {"batch_size": None, "num_workers": self.num_workers, "generator": generator}
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -240,10 +247,8 @@ class _ResumableLoader(DataLoader):
     `load_state_dict` tell Lightning that a run may resume in the middle of an epoch.
     """
 
-    def __init__(
-        self, batches: _Batches, batches_done: Callable[[], int], num_workers: int
-    ) -> None:
-        super().__init__(batches, batch_size=None, num_workers=num_workers)
+    def __init__(self, batches: _Batches, batches_done: Callable[[], int], **options: Any) -> None:
+        super().__init__(batches, **options)
         self.batches_done = batches_done
 
     def __iter__(self) -> Iterator[Task]:

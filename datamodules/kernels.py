@@ -1,6 +1,7 @@
 """GPyTorch kernels whose hyper-parameters have priors: one draw of them a task."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from gpytorch.kernels import Kernel, ProductKernel, RBFKernel, ScaleKernel
@@ -67,9 +68,12 @@ class RandomKernel:
     def _batch(self, batch_size: int) -> Kernel:
         """The kernel with hyper-parameters for each task; kept, as the copy is slow."""
         if batch_size not in self._batches:
-            batch = self.kernel.expand_batch([batch_size])
-            for parameter in batch.parameters():
-                # GPyTorch expands by strides of 0, into which it then cannot assign.
-                parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+            batch = deepcopy(self.kernel)
+            # Not `Kernel.expand_batch`: it leaves out the factors of a product.
+            for module in batch.modules():
+                if isinstance(module, Kernel):
+                    module.batch_shape = torch.Size([batch_size])
+                    for parameter in module.parameters(recurse=False):
+                        parameter.data = parameter.data.repeat(batch_size, *[1] * parameter.ndim)
             self._batches[batch_size] = batch
         return self._batches[batch_size]

@@ -1,34 +1,75 @@
 """The `npbench` command."""
 
+import logging
 import os
 import sys
 import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter
+from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
+from npbench.messages import explain
 
-_DESCRIPTION = """Train, measure and use constant-memory neural processes.
+_DESCRIPTION = """\
+Train, measure and use constant-memory neural processes.
 
   npbench fit --config configs/gp/cmanp-small.yaml
   npbench fit --config configs/gp/cmanp-small.yaml --trainer.max_steps 500
   npbench test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
 
-A run writes to a folder of its own below trainer.default_root_dir: its configuration, metrics
-(CSV and TensorBoard), figures and checkpoints. A run that was cut off goes on exactly where it was
-with --ckpt_path RUN/checkpoints/last.ckpt."""
+Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
+and TensorBoard), figures and checkpoints. A run that was cut off goes on exactly where it was with
+  npbench fit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"""
+
+_SUBCOMMANDS = {
+    "fit": "Train a model, with validation.",
+    "validate": "Evaluate a checkpoint on the validation tasks.",
+    "test": "Evaluate a checkpoint on the test tasks.",
+    "predict": "Write a checkpoint's predictions to a Parquet file.",
+}
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the description's lines."""
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one sentence, without a page of usage before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(f"npbench: error: {explain(message, _options(self))}", file=sys.stderr)
+        print("(all options: npbench fit --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    """All options of a parser and of its subcommands."""
+    options = []
+    for action in parser._actions:
+        options += action.option_strings
+        if isinstance(action.choices, dict):
+            options += [o for subparser in action.choices.values() for o in _options(subparser)]
+    return options
 
 
 class NPBenchCLI(LightningCLI):
     """LightningCLI with npbench's loggers, checkpoints and messages."""
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        for name, parser in self._subcommand_parsers.items():
+            parser.description = _SUBCOMMANDS[name]
+        for choice in self.parser._subcommands_action._choices_actions:
+            choice.help = _SUBCOMMANDS[choice.dest]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
@@ -46,10 +87,8 @@ class NPBenchCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command; errors that a user can mend end in one sentence and exit code 1."""
-    # Advice for others than those who meet it.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*torch.jit.script.* is deprecated.*", FutureWarning)
+    """Run the command; an error that a user can mend ends in one sentence and exit code 1."""
+    _quieten()
     torch.set_float32_matmul_precision("high")
     try:
         NPBenchCLI(
@@ -59,13 +98,35 @@ def main(args: Sequence[str] | None = None) -> None:
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={"callbacks": [RichProgressBar(leave=True)]},
-            parser_kwargs={"prog": "npbench", "description": _DESCRIPTION},
+            parser_class=_Parser,
+            parser_kwargs={
+                "prog": "npbench",
+                "description": _DESCRIPTION,
+                "formatter_class": _HelpFormatter,
+            },
+            trainer_defaults={"callbacks": [ProgressBar()]},
             args=args,
         )
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("NPBENCH_TRACEBACK"):
             raise
-        print(f"npbench: error: {error}", file=sys.stderr)
+        print(f"npbench: error: {explain(str(error))}", file=sys.stderr)
         print("(NPBENCH_TRACEBACK=1 shows where it arose)", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _quieten() -> None:
+    """Leave out warnings that a user of the command can do nothing about."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*torch.jit.script.* is deprecated.*",
+        ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*Previous log files in this directory will be deleted.*",
+        ".*is smaller than the logging interval.*",
+        ".*The dirpath has changed from.*",
+        ".*infer the batch indices fetched.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    advertisement = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())

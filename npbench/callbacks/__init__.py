@@ -3,5 +3,12 @@
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from npbench.callbacks.figures import PosteriorFigures
 from npbench.callbacks.predictions import PredictionWriter
+from npbench.callbacks.progress import ProgressBar
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "PosteriorFigures", "PredictionWriter"]
+__all__ = [
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "PosteriorFigures",
+    "PredictionWriter",
+    "ProgressBar",
+]

@@ -20,8 +20,8 @@ class PosteriorFigures(L.Callback):
 
     One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
     right those of the process that made the task. To TensorBoard, and as `figures/step-….png` in
-    the run's folder. The data module says what to draw: `figure_task(index)`, a `Task` whose targets
-    lie in order along the first input.
+    the run's folder. The data module says what to draw: `figure_task(index)`, a `Task` whose
+    targets lie in order along the first input.
 
     Args:
         num_tasks: rows of the figure.
