@@ -53,7 +53,7 @@ class GPDataModule(L.LightningDataModule):
         max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
         batch_size: tasks a training step, on each rank; they share N and M, as officially.
         eval_batch_size: tasks an evaluation step; changes no result.
-        steps_per_epoch: training batches an epoch.
+        steps_per_epoch: training batches an epoch, after which comes a validation.
         num_val_tasks: number of fixed validation tasks.
         num_test_tasks: number of fixed test tasks (officially 3,000 batches of 16).
         num_predict_tasks: number of fixed tasks for `predict`.
@@ -94,19 +94,34 @@ class GPDataModule(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name in ("dim_x", "dim_y", "min_num_points", "batch_size", "eval_batch_size"):
-            if locals()[name] < 1:
-                raise ValueError(f"{name}={locals()[name]} must be 1 or more")
+        at_least_one = {
+            "dim_x": dim_x,
+            "dim_y": dim_y,
+            "min_num_points": min_num_points,
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "steps_per_epoch": steps_per_epoch,
+            "num_val_tasks": num_val_tasks,
+            "num_test_tasks": num_test_tasks,
+            "num_predict_tasks": num_predict_tasks,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
         if max_num_points <= 2 * min_num_points:
             raise ValueError(
                 f"max_num_points={max_num_points} leaves no room for {min_num_points} context and "
                 f"{min_num_points} target points; it must exceed their sum"
             )
-        if noise_std < 0:
-            raise ValueError(f"noise_std={noise_std} must not be negative")
+        if not noise_std >= 0:
+            raise ValueError(f"noise_std={noise_std} must be 0 or more")
+        if not x_range[0] < x_range[1]:
+            raise ValueError(f"x_range={x_range} must go from a number to a greater one")
         self.dim_x = dim_x
         self.dim_y = dim_y
         self.kernel = RandomKernel(released_rbf() if kernel is None else kernel)
+        if curriculum is not None:
+            _check_same_priors(self.kernel, curriculum.kernel)
         self.noise_std = noise_std
         self.x_range = x_range
         self.min_num_points = min_num_points
@@ -183,7 +198,11 @@ class GPDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, _ = self._rank_and_world_size()
-        batches = _Batches(lambda index: self.training_batch(index, rank), self.steps_per_epoch)
+        length = self.steps_per_epoch
+        if self.trainer is not None and self.trainer.max_steps > 0:
+            # A run shorter than an epoch ends with a validation too.
+            length = min(length, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        batches = _Batches(lambda index: self.training_batch(index, rank), length)
         return _ResumableLoader(batches, self._batches_done, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader:
@@ -207,8 +226,11 @@ class GPDataModule(L.LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         # Each pass of a loader draws a seed for its workers: here from a generator of its own, so
         # that torch's random state stays as it is.
-        generator = torch.Generator()
-        return {"batch_size": None, "num_workers": self.num_workers, "generator": generator}
+        options = {"batch_size": None, "generator": torch.Generator()}
+        if self.num_workers:
+            # GPyTorch's priors cannot be pickled, which other ways to start a worker would do.
+            options |= {"num_workers": self.num_workers, "multiprocessing_context": "fork"}
+        return options
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.trainer is None:
@@ -220,6 +242,17 @@ class GPDataModule(L.LightningDataModule):
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:
+    names, easier_names = (
+        [name for name, *_ in each.kernel.named_priors()] for each in (kernel, easier)
+    )
+    if names != easier_names:
+        raise ValueError(
+            f"the curriculum's kernel has priors on {easier_names}, the data module's on {names}; "
+            f"they must be the same kernel"
+        )
 
 
 class _Batches(IterableDataset):

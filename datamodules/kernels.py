@@ -44,15 +44,18 @@ class RandomKernel:
     """A kernel with priors: draws hyper-parameters, and makes batches of kernels from them."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel.double()
+        self.kernel = deepcopy(kernel).double()
         self._batches: dict[int, Kernel] = {}
 
     def draw(self, batch_size: int) -> list[Tensor]:
         """One draw from each prior for each of `batch_size` tasks, from torch's generator."""
-        return [
-            prior.sample(closure(module).shape).double()
-            for _, module, prior, closure, _ in self._batch(batch_size).named_priors()
-        ]
+        draws = []
+        for _, module, prior, closure, _ in self._batch(batch_size).named_priors():
+            # A prior may itself have one range an input dimension.
+            own = len(prior.batch_shape + prior.event_shape)
+            shape = closure(module).shape
+            draws.append(prior.sample(shape[: len(shape) - own]).double())
+        return draws
 
     def covariance(
         self, x: Float[Tensor, "batch points dim_x"], hyperparameters: Sequence[Tensor]

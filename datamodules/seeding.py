@@ -1,9 +1,9 @@
 """Randomness as a function of a key."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 
@@ -15,7 +15,8 @@ def seeded(*key: int) -> Iterator[None]:
     """
     generator = torch.default_generator
     state = generator.get_state()
-    generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    generator.manual_seed(int.from_bytes(digest[:8], "little"))
     try:
         yield
     finally:

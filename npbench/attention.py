@@ -75,7 +75,15 @@ class AttentionState(TensorRecord):
         $$\mathrm{lse}^* = \mathrm{logaddexp}(\mathrm{lse}, \mathrm{lse}'), \qquad
           \mathrm{out}^* = e^{\mathrm{lse} - \mathrm{lse}^*} \mathrm{out}
                          + e^{\mathrm{lse}' - \mathrm{lse}^*} \mathrm{out}'$$
+
+        Raises:
+            ValueError: if the two are states of different numbers of tasks or queries.
         """
+        if self.lse.shape != other.lse.shape:
+            raise ValueError(
+                f"states of shapes {list(self.lse.shape)} and {list(other.lse.shape)} do not "
+                f"merge: they must be of the same tasks and queries"
+            )
         # Two empty sets: −∞ − (−∞) would be NaN, in the value and in the gradient.
         both_empty = torch.isneginf(torch.maximum(self.lse, other.lse))
         mine = self.lse.masked_fill(both_empty, 0.0)
@@ -112,15 +120,18 @@ def attention_with_lse(
 ) -> tuple[Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries dim_head"]]:
     """(lse, out) from public operations, on any device; forms the score matrix.
 
-    A row of which every score is −∞ has a finite gradient, and 0 as its output.
+    Where every score is −∞, lse is −∞, out 0, and the gradients are 0.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
-    if bias is not None:
-        scores = scores + bias.to(dtype)
-    lse = scores.logsumexp(dim=-1)
-    weights = (scores - lse.masked_fill(torch.isneginf(lse), 0.0)[..., None]).exp()
-    return lse, weights @ v.to(dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.to(dtype) * q.shape[-1] ** -0.5) @ k.to(dtype).mT
+        if bias is not None:
+            scores = scores + bias.to(dtype)
+        empty = torch.isneginf(scores).all(dim=-1, keepdim=True)
+        scores = scores.masked_fill(empty, 0.0)
+        lse = scores.logsumexp(dim=-1).masked_fill(empty[..., 0], -torch.inf)
+        weights = scores.softmax(dim=-1).masked_fill(empty, 0.0)
+        return lse, weights @ v.to(dtype)
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -83,6 +83,8 @@ class NPBenchCLI(LightningCLI):
             # Both into one folder: each would otherwise count versions for itself.
             csv = CSVLogger(root, name="", version=tensorboard.version)
             kwargs["logger"] = [tensorboard, csv]
+        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+            self.trainer_defaults["callbacks"] = [ProgressBar()]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -104,7 +106,6 @@ def main(args: Sequence[str] | None = None) -> None:
                 "description": _DESCRIPTION,
                 "formatter_class": _HelpFormatter,
             },
-            trainer_defaults={"callbacks": [ProgressBar()]},
             args=args,
         )
     except (ValueError, OSError, MisconfigurationException) as error:

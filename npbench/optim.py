@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,7 @@ class MuonAdam(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -122,8 +123,9 @@ class MuonAdam(torch.optim.Optimizer):
 def orthogonalise(
     matrices: Float[Tensor, "batch rows cols"], num_steps: int = 5
 ) -> Float[Tensor, "batch rows cols"]:
-    r"""$U V^\top$ of each matrix $U \Sigma V^\top$, roughly: singular values end in [0.7, 1.2].
+    r"""$U V^\top$ of each matrix $U \Sigma V^\top$, roughly.
 
+    Singular values above about 0.002 of the matrix's norm end in [0.7, 1.2], smaller ones below.
     Newton–Schulz with Jordan's quintic, $X \leftarrow a X + (b\, XX^\top + c\, (XX^\top)^2) X$.
     """
     a, b, c = 3.4445, -4.7750, 2.0315

@@ -15,8 +15,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _the_same_start_for_every_test(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    # LightningCLI warns where it is given arguments beside pytest's own.
+    monkeypatch.setattr("sys.argv", ["npbench"])
 
 
 @pytest.fixture

@@ -246,7 +246,8 @@ def test_the_gradient_of_lse_alone_and_of_out_alone_are_right(part: str) -> None
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradients_of_the_state_agree_with_finite_differences(masked: bool) -> None:
     inputs = tuple(
-        z.requires_grad_() for z in random_qkv(3, heads=1, queries=2, dim_head=2, dtype=torch.double)
+        z.requires_grad_()
+        for z in random_qkv(3, heads=1, queries=2, dim_head=2, dtype=torch.double)
     )
     mask = torch.tensor([[True, False, True], [False, True, False]])
 

@@ -138,7 +138,7 @@ def test_a_blocks_state_depends_on_the_points_only() -> None:
     points: tuple[Tensor, Tensor] = torch.randn(2, 9, 1), torch.randn(2, 9, 1)
     before = model.condition(*points)
     with torch.no_grad():
-        model.latents.add_(1.0)
+        model.latents.mul_(-1.0)
         for block in model.blocks:
             for layers in (block.mix_block, block.attend_block, block.mix_latents):
                 for parameter in layers.parameters():
@@ -149,7 +149,7 @@ def test_a_blocks_state_depends_on_the_points_only() -> None:
     assert not torch.allclose(after.latents, before.latents)
 
     with torch.no_grad():
-        model.blocks[0].latents.add_(1.0)
+        model.blocks[0].latents.mul_(-1.0)
     other = model.condition(*points)
     assert not torch.allclose(other.attention.out[0], before.attention.out[0])
     assert torch.equal(other.attention.out[1], before.attention.out[1])

@@ -1,5 +1,7 @@
 """Figures of what the model predicts, beside what is true."""
 
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +14,7 @@ from torch import Tensor
 from npbench.models.base import Evaluation, NeuralProcess
 from npbench.task import Task
 
-_MODEL, _EXACT = "#2a6fbb", "#3a9a5b"
+_MODELS, _EXACT = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
 
 class PosteriorFigures(L.Callback):
@@ -58,7 +60,7 @@ class PosteriorFigures(L.Callback):
                 f"{type(trainer.datamodule).__name__} has none"
             )
         tasks = [figure_task(index) for index in range(self.num_tasks)]
-        figure = draw(pl_module.model, [task.to(pl_module.device) for task in tasks])
+        figure = draw([pl_module.model], [task.to(pl_module.device) for task in tasks])
         if trainer.log_dir is not None:
             path = Path(trainer.log_dir) / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,24 +70,30 @@ class PosteriorFigures(L.Callback):
                 logger.experiment.add_figure("posterior", figure, trainer.global_step)
 
 
-def draw(model: NeuralProcess, tasks: list[Task]) -> Figure:
-    """The figure of `PosteriorFigures` for these tasks (the first of each batch); leaves the model
-    and torch's random state as they were."""
-    columns = 2 if any(task.exact is not None for task in tasks) else 1
+def draw(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
+    """One row a task (the first of each batch), one column a model, and the exact answer last.
+
+    Leaves the models and torch's random state as they were.
+    """
+    columns = len(models) + any(task.exact is not None for task in tasks)
     figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)
     axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey="row")
     for row, task in zip(axes, tasks):
-        evaluation = _evaluate(model, task)
-        title = f"{type(model).__name__}: {float(evaluation.log_likelihood[0]):.2f} nats per target"
-        _panel(row[0], task, evaluation.mean, evaluation.std, _MODEL, title)
+        for axis, model, color in zip(row, models, cycle(_MODELS)):
+            evaluation = _evaluate(model, task)
+            title = _title(type(model).__name__, evaluation.log_likelihood)
+            _panel(axis, task, evaluation.mean, evaluation.std, color, title)
         if task.exact is not None:
-            exact = task.exact
-            title = f"Exact: {float(exact.log_likelihood[0]):.2f} nats per target"
-            _panel(row[1], task, exact.mean, exact.std, _EXACT, title)
+            title = _title("Exact", task.exact.log_likelihood)
+            _panel(row[-1], task, task.exact.mean, task.exact.std, _EXACT, title)
     axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
     for axis in axes[-1]:
         axis.set_xlabel("x")
     return figure
+
+
+def _title(name: str, log_likelihood: Tensor) -> str:
+    return f"{name}: {float(log_likelihood[0]):.2f} nats per target"
 
 
 def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -99,6 +100,9 @@ def load(
         raise ValueError(
             f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: {sorted(arguments)}"
         )
+    missing = {"dim_x", "dim_y"} - hparams.keys()
+    if missing:
+        raise ValueError(f"the hyper-parameters of {model} lack {sorted(missing)}")
     ours = constructor(**{arguments[k]: v for k, v in hparams.items() if k not in _IGNORED})
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
@@ -119,5 +123,11 @@ def _rename(name: str, names: list[tuple[str, str]]) -> str:
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The parameters in an official checkpoint: {"model": state_dict, …}, or the dict itself."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint.get("model", checkpoint)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(f"{path} holds more than tensors, or is no checkpoint: refused") from error
+    parameters = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path} holds no state dict")
+    return parameters

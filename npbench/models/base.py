@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npbench.structure import TensorRecord
 from npbench.task import Task
 
 
@@ -20,6 +21,15 @@ class Points(NamedTuple):
     x: Float[Tensor, "batch points dim_x"]
     y: Float[Tensor, "batch points dim_y"]
     mask: Bool[Tensor, "batch points"] | None = None
+
+
+class State(TensorRecord, ABC):
+    """What a model keeps of its context: immutable tensors, one row a task."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Number of tasks."""
 
 
 class Evaluation(NamedTuple):
@@ -70,15 +80,15 @@ class NeuralProcess(nn.Module, ABC):
         self.dim_y = dim_y
 
     @abstractmethod
-    def _condition(self, chunks: Iterator[Points]) -> Any:
+    def _condition(self, chunks: Iterator[Points]) -> State:
         """The state of the union of all chunks; there is one at least, perhaps of no points."""
 
     @abstractmethod
-    def _update(self, state: Any, points: Points) -> Any:
+    def _update(self, state: State, points: Points) -> State:
         """The state after more points."""
 
     @abstractmethod
-    def _query(self, state: Any, xt: Tensor) -> Distribution:
+    def _query(self, state: State, xt: Tensor) -> Distribution:
         """The prediction at `xt`."""
 
     def condition(
@@ -87,7 +97,7 @@ class NeuralProcess(nn.Module, ABC):
         yc: Float[Tensor, "batch context dim_y"] | None = None,
         mask: Bool[Tensor, "batch context"] | None = None,
         chunk_size: int | None = None,
-    ) -> Any:
+    ) -> State:
         """The state of a context set; an empty one gives the prior.
 
         Args:
@@ -104,8 +114,7 @@ class NeuralProcess(nn.Module, ABC):
         if isinstance(xc, Tensor):
             if yc is None:
                 raise ValueError("condition got context inputs xc without outputs yc")
-            points = self._points("xc", xc, "yc", yc, mask)
-            return self._condition(_split(points, chunk_size))
+            return self._condition(self._slices(xc, yc, mask, chunk_size))
         if yc is not None or mask is not None or chunk_size is not None:
             raise ValueError(
                 f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
@@ -119,19 +128,21 @@ class NeuralProcess(nn.Module, ABC):
 
     def update(
         self,
-        state: Any,
+        state: State,
         x: Float[Tensor, "batch points dim_x"],
         y: Float[Tensor, "batch points dim_y"],
         mask: Bool[Tensor, "batch points"] | None = None,
-    ) -> Any:
+    ) -> State:
         """The state after more points: the same as conditioning on the union.
 
         Raises:
             ValueError: as `condition`.
         """
-        return self._update(state, self._points("x", x, "y", y, mask))
+        points = self._points("x", x, "y", y, mask)
+        _check_batch("x", points.x, state.batch_size)
+        return self._update(state, points)
 
-    def query(self, state: Any, xt: Float[Tensor, "batch target dim_x"]) -> Distribution:
+    def query(self, state: State, xt: Float[Tensor, "batch target dim_x"]) -> Distribution:
         """The predictive distribution at `xt`.
 
         Raises:
@@ -140,6 +151,7 @@ class NeuralProcess(nn.Module, ABC):
         self._check("xt", xt, self.dim_x, "dim_x")
         if xt.shape[1] == 0:
             raise ValueError(f"xt is an empty target set, of shape {list(xt.shape)}")
+        _check_batch("xt", xt, state.batch_size)
         return self._query(state, xt)
 
     def forward(
@@ -154,9 +166,9 @@ class NeuralProcess(nn.Module, ABC):
 
     def evaluate(self, task: Task) -> Evaluation:
         """Each task's log-likelihood, and the mean and standard deviation at each target."""
-        yt = self._targets(task)
-        dist = self.forward(task.xc, task.yc, task.xt, task.context_mask)
-        log_likelihood = masked_mean(dist.log_prob(yt), task.target_mask)
+        targets = self._targets(task)
+        dist = self.forward(task.xc, task.yc, targets.x, task.context_mask)
+        log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
         return Evaluation(log_likelihood, dist.mean, dist.stddev)
 
     def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
@@ -168,26 +180,47 @@ class NeuralProcess(nn.Module, ABC):
         return -self.log_likelihood(task).mean()
 
     def sample(
-        self, state: Any, xt: Float[Tensor, "batch target dim_x"], num_samples: int = 1
+        self, state: State, xt: Float[Tensor, "batch target dim_x"], num_samples: int = 1
     ) -> Float[Tensor, "samples batch target dim_y"]:
         """Draws of the targets' values."""
         samples = self.query(state, xt).sample(torch.Size([num_samples]))
         return samples.reshape(num_samples, *xt.shape[:2], self.dim_y)
 
-    def _targets(self, task: Task) -> Float[Tensor, "batch target dim_y"]:
-        """The task's true values, checked; 0 at padding."""
+    def _targets(self, task: Task) -> Points:
+        """The task's targets, checked, with 0 at padding."""
         if task.yt is None:
             raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
-        return self._points("xt", task.xt, "yt", task.yt, task.target_mask).y
+        targets = self._points("xt", task.xt, "yt", task.yt, task.target_mask)
+        if targets.mask is not None and not targets.mask.any(dim=-1).all():
+            raise ValueError("target_mask leaves a task without targets")
+        return targets
+
+    def _slices(self, xc: Tensor, yc: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
+        """The context, checked chunk by chunk: no copy of the whole is ever made."""
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size} must be 1 or more")
+        size = xc.shape[1] if xc.ndim == 3 else 0
+        if chunk_size is None or size <= chunk_size or not _same_points(xc, yc, mask):
+            yield self._points("xc", xc, "yc", yc, mask)
+            return
+        for start in range(0, size, chunk_size):
+            window = slice(start, start + chunk_size)
+            part = None if mask is None else mask[:, window]
+            where = f"from point {start} on"
+            yield self._points(f"xc {where}", xc[:, window], f"yc {where}", yc[:, window], part)
 
     def _checked_chunks(self, chunks: Iterable[tuple]) -> Iterator[Points]:
-        number = -1
+        batch_size = None
         for number, chunk in enumerate(chunks):
             if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                 raise ValueError(f"chunk {number} is no (x, y) or (x, y, mask) tuple")
             x, y, *mask = chunk
-            yield self._points(f"x of chunk {number}", x, f"y of chunk {number}", y, *mask)
-        if number < 0:
+            name = f"x of chunk {number}"
+            points = self._points(name, x, f"y of chunk {number}", y, *mask)
+            batch_size = len(points.x) if batch_size is None else batch_size
+            _check_batch(name, points.x, batch_size)
+            yield points
+        if batch_size is None:
             raise ValueError("the iterable of chunks is empty; for a prior, give one empty chunk")
 
     def _points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any | None = None) -> Points:
@@ -220,7 +253,7 @@ class NeuralProcess(nn.Module, ABC):
     def _check(self, name: str, tensor: Any, width: int, width_name: str) -> None:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
-        if tensor.ndim != 3 or tensor.shape[-1] != width:
+        if tensor.ndim != 3 or len(tensor) == 0 or tensor.shape[-1] != width:
             raise ValueError(
                 f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
                 f"the model was built with {width_name}={width}"
@@ -249,14 +282,12 @@ def masked_mean(
     return values.masked_fill(~mask, 0.0).sum(dim=-1) / mask.sum(dim=-1)
 
 
-def _split(points: Points, chunk_size: int | None) -> Iterator[Points]:
-    size = points.x.shape[1]
-    if chunk_size is None or size == 0:
-        yield points
-        return
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be 1 or more")
-    for start in range(0, size, chunk_size):
-        window = slice(start, start + chunk_size)
-        mask = None if points.mask is None else points.mask[:, window]
-        yield Points(points.x[:, window], points.y[:, window], mask)
+def _same_points(x: Tensor, y: Any, mask: Any) -> bool:
+    """Whether all have the same tasks and points, so that they can be sliced alike."""
+    others = [y] if mask is None else [y, mask]
+    return all(isinstance(z, Tensor) and z.shape[:2] == x.shape[:2] for z in others)
+
+
+def _check_batch(name: str, tensor: Tensor, batch_size: int) -> None:
+    if len(tensor) != batch_size:
+        raise ValueError(f"{name} has {len(tensor)} tasks, the state {batch_size}")

@@ -17,12 +17,11 @@ from npbench.blocks import (
     QueryLayer,
 )
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, Points, records_arguments
-from npbench.structure import TensorRecord
+from npbench.models.base import NeuralProcess, Points, State, records_arguments
 
 
 @dataclass(frozen=True, eq=False)
-class CMANPState(TensorRecord):
+class CMANPState(State):
     """All that CMANP keeps of its context, at a size that does not depend on it.
 
     `attention` stacks the states of the blocks' first attention: the only tensors that ever see
@@ -33,8 +32,16 @@ class CMANPState(TensorRecord):
     attention: AttentionState
     latents: Float[Tensor, "layers batch num_latents dim_model"] | None
 
+    @property
+    def batch_size(self) -> int:
+        return self.attention.lse.shape[1]
+
     def merge(self, other: "CMANPState") -> "CMANPState":
-        """The state of the union of two contexts, exact in any order and any tree of merges."""
+        """The state of the union of two contexts, exact in any order and any tree of merges.
+
+        Raises:
+            ValueError: if the two are states of different numbers of tasks, or of other models.
+        """
         return type(self)(self.attention.merge(other.attention), latents=None)
 
 
@@ -107,7 +114,9 @@ class CMANP(NeuralProcess):
         )
 
     def merge(self, *states: CMANPState) -> CMANPState:
-        """The state of the union of several contexts, ready to be queried."""
+        """The state of the union of one context or more, ready to be queried."""
+        if not states:
+            raise ValueError("merge takes one state or more; condition on no points for a prior")
         return self._state(reduce(AttentionState.merge, (state.attention for state in states)))
 
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:

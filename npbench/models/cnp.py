@@ -11,19 +11,30 @@ from torch.distributions import Independent
 
 from npbench.blocks import MLP
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, Points, records_arguments
-from npbench.structure import TensorRecord
+from npbench.models.base import NeuralProcess, Points, State, records_arguments
 
 
 @dataclass(frozen=True, eq=False)
-class CNPState(TensorRecord):
+class CNPState(State):
     """The running mean of the points' encodings, and their number: of constant size."""
 
     mean: Float[Tensor, "batch encoders dim_hidden"]
     count: Float[Tensor, "batch 1 1"]
 
+    @property
+    def batch_size(self) -> int:
+        return len(self.mean)
+
     def merge(self, other: "CNPState") -> "CNPState":
-        """The state of the union of two contexts."""
+        """The state of the union of two contexts.
+
+        Raises:
+            ValueError: if the two are states of different numbers of tasks.
+        """
+        if self.batch_size != other.batch_size:
+            raise ValueError(
+                f"states of {self.batch_size} and {other.batch_size} tasks do not merge"
+            )
         count = self.count + other.count
         share = other.count / count.clamp(min=1.0)
         return CNPState(torch.lerp(self.mean, other.mean, share), count)

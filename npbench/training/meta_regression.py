@@ -26,7 +26,7 @@ class MetaRegression(L.LightningModule):
         model: the neural process.
         optimizer: from parameters to an optimiser; Adam by default.
         lr_scheduler: from an optimiser to a scheduler, stepped at every training step; by default a
-            cosine to 0 over the run. `ReduceLROnPlateau` is stepped after each validation.
+            cosine to 0 over the run. `ReduceLROnPlateau` (Lightning's) steps after each validation.
         warmup_steps: steps over which the learning rate rises linearly before that.
 
     Example:
@@ -97,7 +97,11 @@ class MetaRegression(L.LightningModule):
             scheduler = CosineAnnealingLR(optimizer, T_max=max(1, steps - self.warmup_steps))
         else:
             scheduler = self.lr_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError(
+                    "take lightning.pytorch.cli.ReduceLROnPlateau, which is told what to monitor"
+                )
             if self.warmup_steps:
                 raise ValueError("ReduceLROnPlateau takes no warmup_steps; set warmup_steps to 0")
             schedule = {"scheduler": scheduler, "monitor": scheduler.monitor}

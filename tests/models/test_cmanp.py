@@ -361,9 +361,7 @@ def test_samples_have_the_moments_of_the_prediction() -> None:
 def test_the_loss_gives_every_parameter_a_gradient(options: dict[str, bool]) -> None:
     model = small_cmanp(**options).train()
     model.loss(random_task()).backward()
-    without = [
-        name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
-    ]
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 

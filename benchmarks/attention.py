@@ -1,0 +1,57 @@
+"""The fused (lse, out) kernel against its public fallback: time of a chunk, forward and backward.
+
+python -m benchmarks.attention
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from npbench.attention import _FusedAttention, attention_with_lse
+
+Attend = Callable[..., tuple[Tensor, Tensor]]
+
+
+def seconds(function: Callable[[], None], repeats: int = 15) -> float:
+    """Median time of a call, after two that warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; 4 heads of 16, float32")
+    print(f"{'batch x queries x points':<32}{'fused':>10}{'fallback':>12}{'ratio':>9}")
+    for batch, queries, points in ((16, 128, 46), (1, 128, 1000), (1, 128, 10_000)):
+        q, k, v = (
+            torch.randn(batch, 4, size, 16, requires_grad=True)
+            for size in (queries, points, points)
+        )
+
+        for name, backward in (("forward", False), ("and backward", True)):
+
+            def measure(
+                attend: Attend, backward: bool = backward, inputs: tuple = (q, k, v)
+            ) -> float:
+                return seconds(lambda: run(attend, *inputs, backward=backward))
+
+            fused, fallback = measure(_FusedAttention.apply), measure(attention_with_lse)
+            shape = f"{batch} x {queries} x {points} {name}"
+            print(f"{shape:<32}{fused:>8.2e} s{fallback:>10.2e} s{fallback / fused:>8.1f}x")
+
+
+def run(attend: Attend, q: Tensor, k: Tensor, v: Tensor, backward: bool) -> None:
+    with torch.set_grad_enabled(backward):
+        lse, out = attend(q, k, v, None)
+    if backward:
+        (lse.sum() + out.sum()).backward()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""From nothing to a trained CMANP, beside a CNP trained as long, on a CPU in a few minutes.
+
+    python -m benchmarks.demo            # what `make demo` runs
+    python -m benchmarks.demo --short    # the same path in about a minute, too short to learn much
+
+Both train at the same time, one core each, through `npbench fit`. Leaves in `demo/`: the two runs,
+`results.csv`, `predictions.png` (both models beside the exact Gaussian process) and `learning.png`.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import GPDataModule
+from npbench.callbacks.figures import draw
+from npbench.training import MetaRegression
+
+_OUT = Path("demo")
+_COLUMNS = {
+    "log_likelihood": "log-lik. per target",
+    "gap": "gap to exact GP",
+    "rmse": "RMSE",
+    "coverage_50": "cov. 50 %",
+    "coverage_95": "cov. 95 %",
+}
+
+
+@dataclass
+class Run:
+    """One `npbench fit` in a process of its own."""
+
+    name: str
+    config: str
+    max_steps: int
+    steps_per_epoch: int
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "npbench", "fit", "--config", self.config]
+        command += ["--trainer.max_steps", str(self.max_steps)]
+        command += ["--data.steps_per_epoch", str(self.steps_per_epoch)]
+        command += ["--data.num_val_tasks", "640", "--trainer.enable_model_summary", "false"]
+        command += ["--trainer.default_root_dir", str(self.folder.parent)]
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True)
+        self.started = time.monotonic()
+        # The first run shows its progress; the other's goes into a file.
+        log = None if self.name == "CMANP" else (self.folder.parent / "output.txt").open("w")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def wait(self) -> None:
+        if self.process.wait():
+            raise SystemExit(f"training {self.name} failed; see {self.folder.parent}")
+        self.minutes = (time.monotonic() - self.started) / 60
+
+    @property
+    def folder(self) -> Path:
+        return _OUT / self.name.lower() / "version_0"
+
+    @property
+    def curve(self) -> pd.Series:
+        """Validation log-likelihood against the share of the run."""
+        metrics = pd.read_csv(self.folder / "metrics.csv").dropna(subset="val/log_likelihood")
+        return metrics.set_index(metrics["step"] / self.max_steps)["val/log_likelihood"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="a few steps only")
+    short = parser.parse_args().short
+    warnings.filterwarnings("ignore")
+
+    runs = [
+        Run("CMANP", "configs/gp/cmanp-small.yaml", *((200, 100) if short else (5000, 500))),
+        Run("CNP", "configs/gp/cnp.yaml", *((1000, 500) if short else (40_000, 4000))),
+    ]
+    console = Console()
+    console.print("Training CMANP and CNP side by side, one core each …")
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.wait()
+
+    data = GPDataModule(num_test_tasks=320 if short else 4800)
+    modules = [
+        MetaRegression.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt")
+        for run in runs
+    ]
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    results = []
+    for run, module in zip(runs, modules):
+        (metrics,) = trainer.test(module, data, verbose=False)
+        results.append(
+            {"model": run.name, "parameters": sum(p.numel() for p in module.model.parameters())}
+            | {"steps": run.max_steps, "minutes": run.minutes}
+            | {name.removeprefix("test/"): value for name, value in metrics.items()}
+        )
+    pd.DataFrame(results).to_csv(_OUT / "results.csv", index=False)
+
+    tasks = [data.figure_task(index) for index in range(3)]
+    draw([module.model for module in modules], tasks).savefig(_OUT / "predictions.png")
+    draw_learning(runs, ceiling=results[0]["log_likelihood"] + results[0]["gap"])
+    console.print(table(results))
+    console.print(
+        f"The exact Gaussian process scores {results[0]['log_likelihood'] + results[0]['gap']:.3f}."
+    )
+    console.print(
+        f"Figures: {_OUT}/predictions.png, {_OUT}/learning.png; table: {_OUT}/results.csv"
+    )
+
+
+def table(results: list[dict]) -> Table:
+    result = Table(title="On the same test tasks (± standard error over tasks)")
+    for column in ("model", "parameters", "steps", "minutes", *_COLUMNS.values()):
+        result.add_column(column, justify="left" if column == "model" else "right")
+    for row in results:
+        values = [f"{row[name]:.3f}" for name in _COLUMNS]
+        values[0] += f" ± {row['log_likelihood_stderr']:.3f}"
+        result.add_row(
+            row["model"],
+            f"{row['parameters']:,}",
+            f"{row['steps']:,}",
+            f"{row['minutes']:.1f}",
+            *values,
+        )
+    return result
+
+
+def draw_learning(runs: list[Run], ceiling: float) -> None:
+    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    for run in runs:
+        curve = run.curve
+        axis.plot(curve.index * run.minutes, curve, marker=".", label=run.name)
+    axis.axhline(ceiling, color="black", lw=0.8, ls="--", label="exact Gaussian process")
+    axis.set(xlabel="minutes of training", ylabel="log-likelihood per target (nats)")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(_OUT / "learning.png")
+
+
+if __name__ == "__main__":
+    main()

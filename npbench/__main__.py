@@ -1,0 +1,5 @@
+"""`python -m npbench`."""
+
+from npbench.cli import main
+
+main()

@@ -1,0 +1,116 @@
+"""Callbacks record what they promise, and training does not notice them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules import GPDataModule
+from npbench.callbacks import PosteriorFigures, PredictionWriter
+from npbench.callbacks.figures import draw
+from npbench.models import CMANP, CNP
+from npbench.training import MetaRegression
+
+
+def data(**options: object) -> GPDataModule:
+    sizes = {"batch_size": 2, "steps_per_epoch": 4, "num_val_tasks": 4, "num_predict_tasks": 5}
+    return GPDataModule(**(sizes | options))
+
+
+def module() -> MetaRegression:
+    torch.manual_seed(0)
+    # Dropout draws from torch's generator at every step: whoever disturbs it shows.
+    sizes = {"dim_model": 16, "num_layers": 1, "num_latents": 4, "num_block_latents": 4}
+    return MetaRegression(CMANP(1, 1, dropout=0.2, **sizes))
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl: L.LightningModule, out: dict, *_) -> None:
+        self.values.append(float(out["loss"]))
+
+
+def fit(path: Path, callbacks: Sequence[L.Callback]) -> list[float]:
+    losses = Losses()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=10,
+        logger=CSVLogger(path, name="", version=""),
+        callbacks=[losses, *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module(), data())
+    return losses.values
+
+
+def test_figures_change_nothing_in_training(tmp_path: Path) -> None:
+    without = fit(tmp_path / "without", [])
+    with_figures = fit(tmp_path / "with", [PosteriorFigures(num_tasks=1)])
+    assert with_figures == without
+    assert sorted(f.name for f in (tmp_path / "with/figures").iterdir()) == [
+        "step-000004.png",
+        "step-000008.png",
+    ]
+
+
+@pytest.mark.parametrize("num_targets", [1, 50])
+def test_a_figure_has_a_column_for_each_model_and_the_exact_answer(num_targets: int) -> None:
+    tasks = [data().figure_task(index, num_targets=num_targets) for index in range(2)]
+    models = [module().model, CNP(1, 1, dim_hidden=8)]
+    figure = draw(models, tasks)
+    titles = [axis.get_title() for axis in figure.axes[:3]]
+    assert [title.split(":")[0] for title in titles] == ["CMANP", "CNP", "Exact"]
+    assert len(figure.axes) == 6
+    assert all(model.training for model in models)
+
+
+def test_without_an_exact_answer_there_is_no_column_for_it() -> None:
+    task = data(t_noise=0.15).figure_task()
+    assert len(draw([CNP(1, 1, dim_hidden=8)], [task]).axes) == 1
+
+
+def test_figures_need_a_data_module_that_has_them(tmp_path: Path) -> None:
+    class NoFigures(L.LightningDataModule):
+        def test_dataloader(self) -> DataLoader:
+            return data(num_test_tasks=2).test_dataloader()
+
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, callbacks=[PosteriorFigures()], enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match=r"needs a data module with figure_task.*NoFigures"):
+        trainer.test(module(), NoFigures(), verbose=False)
+
+
+def predict(path: Path) -> pd.DataFrame:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[PredictionWriter(str(path))],
+        enable_progress_bar=False,
+    )
+    trainer.predict(module(), data(eval_batch_size=2))
+    return pd.read_parquet(path)
+
+
+def test_predictions_have_one_row_for_each_real_target(tmp_path: Path) -> None:
+    frame = predict(tmp_path / "new folder" / "predictions.parquet")
+    assert list(frame.columns) == ["task", "target", "x0", "mean0", "std0", "y0"]
+    batch = data(eval_batch_size=5).predict_dataloader()
+    (task,) = list(batch)
+    assert frame.groupby("task").size().tolist() == task.target_mask.sum(-1).tolist()
+    with torch.no_grad():
+        mean: Tensor = module().eval()(task).mean
+    torch.testing.assert_close(
+        torch.tensor(frame["mean0"].to_numpy()), mean[task.target_mask][:, 0], rtol=1e-5, atol=1e-5
+    )
+    assert not list(tmp_path.rglob("*.partial"))

@@ -1,0 +1,216 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import assert_same_prediction, random_points, random_task, small_cmanp
+from torch import Tensor
+
+from npbench import Task
+from npbench.models import CMANP
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+NAN, INF = float("nan"), float("inf")
+
+
+def model() -> CMANP:
+    return small_cmanp(dim_x=2, dim_y=1)
+
+
+def points(batch: int = 2, number: int = 5) -> tuple[Tensor, Tensor]:
+    return random_points(batch, number, dim_x=2)
+
+
+def task() -> Task:
+    return random_task(dim_x=2)
+
+
+def spoilt(tensor: Tensor, value: float, *where: tuple[int, ...]) -> Tensor:
+    tensor = tensor.clone()
+    for index in where:
+        tensor[index] = value
+    return tensor
+
+
+X, Y = points()
+MASK = torch.ones(2, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (X, spoilt(Y, NAN, (0, 3, 0))),
+            r"yc holds 1 NaN or infinite value\(s\), the first at \[0, 3, 0\]",
+        ),
+        (
+            (X, spoilt(Y, NAN, (1, 0, 0), (1, 4, 0))),
+            r"yc holds 2 NaN or infinite value\(s\), the first at \[1, 0, 0\]",
+        ),
+        ((spoilt(X, INF, (1, 2, 1)), Y), r"xc holds 1 NaN .* the first at \[1, 2, 1\]"),
+        ((spoilt(X, -INF, (0, 0, 0)), Y), r"xc holds 1 NaN .* the first at \[0, 0, 0\]"),
+        ((X[..., :1], Y), r"xc has shape \[2, 5, 1\]; expected \[batch, points, 2\].* dim_x=2"),
+        ((X, X), r"yc has shape \[2, 5, 2\]; expected \[batch, points, 1\].* dim_y=1"),
+        ((X[0], Y[0]), r"xc has shape \[5, 2\]; expected \[batch, points, 2\]"),
+        ((X, Y[..., 0]), r"yc has shape \[2, 5\]; expected \[batch, points, 1\]"),
+        ((X.numpy(), Y.numpy()), "got xc of type ndarray"),
+        ((X.numpy(),), "chunk 0 is no .x, y."),
+        ((X, Y.numpy()), "yc must be a tensor, not ndarray"),
+        ((X.tolist(), Y), "got xc of type list"),
+        ((X, None), "xc without outputs yc"),
+        ((None,), "takes tensors or an iterable of .x, y. chunks, not NoneType"),
+        ((X.double(), Y.double()), r"xc is torch.float64, the model torch.float32; convert one"),
+        ((X, Y.long()), r"yc is torch.int64, the model torch.float32"),
+        ((X, Y[:, :4]), r"xc \[2, 5, 2\] and yc \[2, 4, 1\] differ in the number of tasks or poi"),
+        ((X, Y[:1]), r"xc \[2, 5, 2\] and yc \[1, 5, 1\] differ in the number of tasks or poi"),
+        ((X, Y, MASK[:, :4]), r"the mask of xc has shape \[2, 4\]; expected \[2, 5\]"),
+        ((X, Y, MASK[0]), r"the mask of xc has shape \[5\]; expected \[2, 5\]"),
+        ((X, Y, MASK.float()), "the mask of xc must be a bool tensor, True = real"),
+        ((X, Y, MASK.numpy()), "the mask of xc must be a bool tensor, True = real"),
+        ((X, Y, None, 0), "chunk_size=0 must be 1 or more"),
+        ((X, Y, None, -3), "chunk_size=-3 must be 1 or more"),
+    ],
+)
+def test_condition_says_what_is_wrong_with_a_context(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().condition(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ([], "iterable of chunks is empty; for a prior, give one empty chunk"),
+        ([(X, Y), (X, spoilt(Y, NAN, (0, 1, 0)))], r"y of chunk 1 holds 1 NaN .* \[0, 1, 0\]"),
+        ([(X, Y), (X[..., :1], Y)], r"x of chunk 1 has shape \[2, 5, 1\]"),
+        ([(X, Y), X], r"chunk 1 is no \(x, y\) or \(x, y, mask\) tuple"),
+        ([(X,)], r"chunk 0 is no \(x, y\) or \(x, y, mask\) tuple"),
+        ([(X, Y, MASK[:, 1:])], r"the mask of x of chunk 0 has shape \[2, 4\]; expected \[2, 5\]"),
+        ([(X, Y), (X[:, :3], Y)], "x of chunk 1 .* and y of chunk 1 .* differ"),
+    ],
+)
+def test_condition_says_which_chunk_is_wrong(chunks: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().condition(iter(chunks))
+
+
+@pytest.mark.parametrize("extra", [{"yc": Y}, {"mask": MASK}, {"chunk_size": 2}])
+def test_chunks_come_alone(extra: dict) -> None:
+    with pytest.raises(ValueError, match=r"iterable of \(x, y\) chunks alone; got xc of type list"):
+        model().condition([(X, Y)], **extra)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, spoilt(Y, INF, (1, 1, 0)), r"y holds 1 NaN or infinite .* the first at \[1, 1, 0\]"),
+        (X[..., :1], Y, r"x has shape \[2, 5, 1\]; expected \[batch, points, 2\]"),
+        (X, Y[:, :2], r"x \[2, 5, 2\] and y \[2, 2, 1\] differ"),
+        (X.double(), Y, "x is torch.float64, the model torch.float32"),
+    ],
+)
+def test_update_says_what_is_wrong_with_its_points(x: Tensor, y: Tensor, message: str) -> None:
+    state = model().condition(X, Y)
+    with pytest.raises(ValueError, match=message):
+        model().update(state, x, y)
+
+
+@pytest.mark.parametrize(
+    ("xt", "message"),
+    [
+        (X[..., :1], r"xt has shape \[2, 5, 1\]; expected \[batch, points, 2\].* dim_x=2"),
+        (X[0], r"xt has shape \[5, 2\]; expected \[batch, points, 2\]"),
+        (X[:, :0], r"xt is an empty target set, of shape \[2, 0, 2\]"),
+        (X.numpy(), "xt must be a tensor, not ndarray"),
+        (X.double(), "xt is torch.float64, the model torch.float32"),
+        (spoilt(X, NAN, (1, 4, 1)), r"xt holds 1 NaN .* the first at \[1, 4, 1\]"),
+    ],
+)
+def test_query_says_what_is_wrong_with_its_targets(xt: Tensor, message: str) -> None:
+    network = model()
+    with pytest.raises(ValueError, match=message):
+        network.query(network.condition(X, Y), xt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"yt": None}, "the task has no yt"),
+        ({"yt": torch.randn(2, 4, 1)}, r"xt \[2, 5, 2\] and yt \[2, 4, 1\] differ"),
+        ({"yt": torch.randn(2, 5, 2)}, r"yt has shape \[2, 5, 2\]"),
+        ({"yt": torch.full((2, 5, 1), NAN)}, r"yt holds 10 NaN .* the first at \[0, 0, 0\]"),
+        ({"yt": torch.randn(2, 5, 1).double()}, "yt is torch.float64, the model torch.float32"),
+        ({"xt": X[:, :0], "yt": Y[:, :0]}, "xt is an empty target set"),
+        ({"target_mask": MASK[:, :3]}, r"the mask of xt has shape \[2, 3\]; expected \[2, 5\]"),
+        ({"context_mask": MASK}, r"the mask of xc has shape \[2, 5\]; expected \[2, 7\]"),
+        ({"xc": torch.full((2, 7, 2), INF)}, r"xc holds 28 NaN or infinite"),
+    ],
+)
+def test_log_likelihood_says_what_is_wrong_with_a_task(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().log_likelihood(replace(task(), **changes))
+
+
+def test_a_task_of_which_no_target_is_real_is_refused() -> None:
+    mask = torch.tensor([[True] * 5, [False] * 5])
+    with pytest.raises(ValueError, match="target"):
+        model().loss(replace(task(), target_mask=mask))
+
+
+def test_the_prior_and_its_chunk_size_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="chunk_size=0 must be 1 or more"):
+        model().condition(X[:, :0], Y[:, :0], chunk_size=0)
+
+
+def query_for(batch: int, network: CMANP) -> None:
+    network.query(network.condition(X, Y), points(batch)[0])
+
+
+def update_for(batch: int, network: CMANP) -> None:
+    network.update(network.condition(X, Y), *points(batch))
+
+
+def merge_for(batch: int, network: CMANP) -> None:
+    network.merge(network.condition(X, Y), network.condition(*points(batch)))
+
+
+def chunks_for(batch: int, network: CMANP) -> None:
+    network.condition([(X, Y), points(batch)])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("step", [query_for, update_for, merge_for, chunks_for])
+def test_a_state_of_two_tasks_is_not_mixed_with_another_number_of_tasks(
+    step: Callable[[int, CMANP], None], batch: int
+) -> None:
+    """Not even with one task, which would broadcast in silence."""
+    with pytest.raises(ValueError, match="tasks"):
+        step(batch, model())
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_nothing_is_asked_of_context_under_a_false_mask(value: float) -> None:
+    network = model()
+    mask = MASK.clone()
+    mask[1, 2:] = False
+    padding = ~mask[..., None]
+    state = network.condition(X.masked_fill(padding, value), Y.masked_fill(padding, value), mask)
+    assert_same_prediction(network.query(state, X), network(X, Y, X, mask), 0.0)
+
+
+@pytest.mark.parametrize("name", ["xt", "yt"])
+def test_nothing_is_asked_of_targets_under_a_false_mask(name: str) -> None:
+    network, real = model(), task()
+    mask = MASK.clone()
+    mask[1, 2:] = False
+    masked = replace(real, target_mask=mask)
+    spoilt_task = replace(
+        masked, **{name: getattr(masked, name).masked_fill(~mask[..., None], NAN)}
+    )
+    assert torch.equal(network.log_likelihood(spoilt_task), network.log_likelihood(masked))
+
+
+@pytest.mark.parametrize(("dim_x", "dim_y"), [(0, 1), (1, 0)])
+def test_points_have_inputs_and_outputs(dim_x: int, dim_y: int) -> None:
+    with pytest.raises(ValueError, match=f"dim_x={dim_x} and dim_y={dim_y} must be 1 or more"):
+        CMANP(dim_x, dim_y)

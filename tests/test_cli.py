@@ -1,0 +1,162 @@
+"""The command as a user meets it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from npbench.cli import main
+from npbench.messages import explain
+from npbench.optim import MuonAdam
+from npbench.training import MetaRegression
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/gp/cmanp-small.yaml")
+SMALL = [
+    "--config", CONFIG, "--model.model.num_layers", "1", "--model.model.num_latents", "4",
+    "--model.model.num_block_latents", "4", "--data.steps_per_epoch", "10",
+    "--data.num_val_tasks", "16", "--data.num_test_tasks", "16", "--trainer.accelerator", "cpu",
+    "--trainer.log_every_n_steps", "1", "--trainer.enable_model_summary", "false",
+]  # fmt: skip
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code not in (0, None)
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    (message,) = (line for line in output.splitlines() if line.startswith("npbench: error: "))
+    return message
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected \"subcommand\" to be one of {fit,validate,test,predict}"),
+        (["fit", "--config", "no.yaml"], "File does not exist"),
+        (["fit", *SMALL, "--trainer.max_stepz", "1"], "did you mean trainer.max_steps?"),
+        (["fit", *SMALL, "--model.model.num_layerz", "1"], "did you mean num_layers?"),
+        (["fit", *SMALL, "--model.model.num_layers", "two"], "num_layers"),
+        (["fit", *SMALL, "--model.model.num_heads", "5"], "does not split into num_heads=5"),
+        (["fit", *SMALL, "--data.batch_size", "0"], "batch_size=0 must be 1 or more"),
+        (["fit", *SMALL, "--ckpt_path", "no.ckpt"], "no.ckpt"),
+        (["test", *SMALL, "--ckpt_path", "no.ckpt"], "no.ckpt"),
+        (["fit", *SMALL, "--model.model", "npbench.models.NoModel"], "no attribute 'NoModel'"),
+    ],
+    ids=lambda value: value[-2] if isinstance(value, list) and len(value) > 1 else None,
+)  # fmt: skip
+def test_a_mistake_ends_in_one_clear_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    if arguments:
+        arguments = [*arguments, "--trainer.default_root_dir", str(tmp_path)]
+    assert message in error_of(arguments, capsys)
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_misspelt_field_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = tmp_path / "typo.yaml"
+    config.write_text(Path(CONFIG).read_text().replace("max_steps", "max_step"))
+    for name in ("rbf", "rbf-smooth"):
+        kernel = Path(CONFIG).parent / f"kernels/{name}.yaml"
+        (tmp_path / "kernels").mkdir(exist_ok=True)
+        (tmp_path / f"kernels/{name}.yaml").write_text(kernel.read_text())
+    message = error_of(["fit", "--config", str(config)], capsys)
+    assert "trainer.max_step'" in message
+    assert "did you mean trainer.max_steps?" in message
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    arguments = ["fit", *SMALL, "--trainer.default_root_dir", str(blocked / "runs")]
+    assert str(blocked) in error_of(arguments, capsys)
+
+
+def test_explain_keeps_what_says_something() -> None:
+    report = (
+        "Does not validate against any of the Union subtypes\nErrors:\n  - width=0 must be 1 or "
+        "more\n  - Expected a <class 'NoneType'>\nGiven value type: <class 'Namespace'>"
+    )
+    assert explain(report) == "width=0 must be 1 or more"
+
+
+@pytest.mark.parametrize("command", [[], ["fit"]])
+def test_help_says_what_each_command_does(
+    command: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert "Train a model, with validation." in output
+    if not command:
+        assert "npbench fit --config configs/gp/cmanp-small.yaml\n" in output
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_fit_test_and_predict_leave_their_files(tmp_path: Path) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    main(["fit", *SMALL, *root, "--trainer.max_steps", "20"])
+    run = tmp_path / "version_0"
+    for name in ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "figures/step-000020.png"):
+        assert (run / name).is_file(), name
+    assert list(run.glob("events.out.tfevents.*"))
+    metrics = pd.read_csv(run / "metrics.csv")
+    assert metrics["val/log_likelihood"].count() == 2
+
+    best = str(run / "checkpoints/best.ckpt")
+    module = MetaRegression.load_from_checkpoint(best)
+    optimizer = module.optimizer(module.model.parameters())
+    assert isinstance(optimizer, MuonAdam)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    main(["test", "--config", str(run / "config.yaml"), "--ckpt_path", best])
+    assert "test/gap" in pd.read_csv(tmp_path / "version_1/metrics.csv")
+    out = tmp_path / "predictions.parquet"
+    main(["predict", "--config", str(run / "config.yaml"), "--ckpt_path", best,
+          "--predictions.path", str(out)])  # fmt: skip
+    assert pd.read_parquet(out)["task"].nunique() == 16
+
+
+def losses(run: Path) -> pd.Series:
+    metrics = pd.read_csv(run / "metrics.csv").dropna(subset="train/loss")
+    return metrics.set_index("step")["train/loss"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_losses_of_the_uninterrupted_one(tmp_path: Path) -> None:
+    options = ["--trainer.max_steps", "60", "--last_checkpoint.every_n_train_steps", "7",
+               "--model.model.dropout", "0.1"]  # fmt: skip
+    command = [sys.executable, "-m", "npbench", "fit", *SMALL, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str, *more: str) -> subprocess.Popen:
+        root = ["--trainer.default_root_dir", str(tmp_path / name)]
+        return subprocess.Popen(
+            [*command, *root, *more], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
+
+    whole, cut = start("whole"), start("cut")
+    last = tmp_path / "cut/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    cut.send_signal(signal.SIGKILL)
+    assert cut.wait() == -signal.SIGKILL
+    assert whole.wait() == 0
+    assert start("cut", "--ckpt_path", str(last)).wait() == 0
+    resumed = losses(tmp_path / "cut/version_1")
+    assert 0 < len(resumed) < 60
+    pd.testing.assert_series_equal(
+        resumed, losses(tmp_path / "whole/version_0").loc[resumed.index], rtol=0, atol=1e-6
+    )

@@ -1,0 +1,43 @@
+"""The project's files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_environment_yml_has_the_requirements_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == [*project["dependencies"], "-e ."]
+    assert f"python{project['requires-python']}" in environment["dependencies"]
+
+
+def test_every_command_in_the_readme_names_files_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text()
+    named = re.findall(r"(?:configs|docs|benchmarks|notebooks)/[\w./-]+\.\w+", readme)
+    assert named
+    for path in named:
+        assert (ROOT / path).is_file(), path
+    for module in re.findall(r"-m (benchmarks\.\w+)", readme):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "npbench").rglob("*.py")), ids=lambda p: p.stem)
+def test_layers_depend_downwards_only(path: Path) -> None:
+    """attention < blocks < likelihoods < models < training < callbacks < cli."""
+    layers = ["structure", "task", "attention", "blocks", "likelihoods", "models", "metrics",
+              "training", "callbacks", "interop", "messages", "cli"]  # fmt: skip
+    inside = path.relative_to(ROOT / "npbench").with_suffix("").parts[0]
+    if inside not in layers:
+        return
+    imported = re.findall(r"^from npbench\.(\w+)", path.read_text(), flags=re.MULTILINE)
+    for other in imported:
+        assert layers.index(other) <= layers.index(inside), f"{path.name} imports {other}"
+    if inside in layers[:6]:
+        assert "lightning" not in path.read_text()

@@ -1,0 +1,162 @@
+"""MetaRegression trains, measures and reloads any neural process."""
+
+import warnings
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from torch.optim.lr_scheduler import StepLR
+
+from datamodules import GPDataModule
+from npbench import Task
+from npbench.models import CMANP, CNP, NeuralProcess
+from npbench.training import MetaRegression
+
+
+def small_model() -> CMANP:
+    return CMANP(1, 1, dim_model=16, num_layers=1, num_latents=4, num_block_latents=4)
+
+
+def trainer(path: Path, **options: object) -> L.Trainer:
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return L.Trainer(accelerator="cpu", default_root_dir=path, **(quiet | options))
+
+
+def small_data(**options: object) -> GPDataModule:
+    sizes = {"batch_size": 4, "steps_per_epoch": 10, "num_val_tasks": 8, "num_test_tasks": 8}
+    return GPDataModule(**(sizes | options))
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    data = small_data(steps_per_epoch=150, batch_size=16)
+    module = MetaRegression(
+        CNP(1, 1, dim_hidden=32), optimizer=lambda params: torch.optim.Adam(params, lr=5e-3)
+    )
+    before = module.model.log_likelihood(data.evaluation_batch(range(64))).mean()
+    trainer(tmp_path, max_steps=150, enable_checkpointing=False).fit(module, data)
+    after = module.model.log_likelihood(data.evaluation_batch(range(64))).mean()
+    assert after > before + 0.1
+
+
+def test_validation_logs_log_likelihood_error_calibration_and_gap(tmp_path: Path) -> None:
+    data, module = small_data(), MetaRegression(small_model())
+    run = trainer(tmp_path, max_steps=3, enable_checkpointing=False, log_every_n_steps=1)
+    run.fit(module, data)
+    logged = run.callback_metrics
+    for stage in ("train", "val"):
+        for name in ("log_likelihood", "log_likelihood_stderr", "rmse", "coverage_95"):
+            assert torch.isfinite(logged[f"{stage}/{name}"])
+    module.eval()
+    with torch.no_grad():
+        (batch,) = list(data.val_dataloader())
+        evaluation = module.model.evaluate(batch)
+    torch.testing.assert_close(logged["val/log_likelihood"], evaluation.log_likelihood.mean())
+    gap = (batch.exact.log_likelihood - evaluation.log_likelihood).mean()
+    torch.testing.assert_close(logged["val/gap"], gap)
+    errors = (evaluation.mean - batch.yt)[batch.target_mask]
+    torch.testing.assert_close(logged["val/rmse"], errors.square().mean().sqrt())
+
+
+def test_results_do_not_depend_on_the_evaluation_batch_size(tmp_path: Path) -> None:
+    module, run = MetaRegression(small_model()), trainer(tmp_path)
+    results = [run.test(module, small_data(eval_batch_size=n), verbose=False) for n in (1, 3, 8)]
+    for other in results[1:]:
+        assert other[0] == pytest.approx(results[0][0], rel=1e-5)
+
+
+def test_padding_with_masks_trains_the_same(tmp_path: Path) -> None:
+    losses = []
+    for pad in (False, True):
+        torch.manual_seed(0)
+        module = MetaRegression(small_model())
+        run = trainer(tmp_path, max_steps=5, limit_val_batches=0, enable_checkpointing=False)
+        run.fit(module, small_data(pad=pad))
+        losses.append(run.callback_metrics["train/loss"])
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_from_python_needs_nothing_else(tmp_path: Path) -> None:
+    module = MetaRegression(small_model())
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    run.fit(module, small_data())
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = MetaRegression.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert loaded.model.hparams == module.model.hparams
+    for name, weight in module.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def schedule(module: MetaRegression, path: Path, steps: int) -> list[float]:
+    """The learning rate at each training step."""
+    rates = []
+
+    class Record(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    options = {"limit_val_batches": 0, "enable_checkpointing": False, "callbacks": [Record()]}
+    trainer(path, max_steps=steps, **options).fit(module, small_data())
+    return rates
+
+
+def test_the_default_is_adam_and_a_cosine_to_zero(tmp_path: Path) -> None:
+    rates = schedule(MetaRegression(small_model()), tmp_path, steps=20)
+    steps = torch.arange(20)
+    expected = 5e-4 * 0.5 * (1 + torch.cos(torch.pi * steps / 20))
+    torch.testing.assert_close(torch.tensor(rates), expected)
+
+
+def test_warmup_rises_linearly_and_the_cosine_follows(tmp_path: Path) -> None:
+    rates = schedule(MetaRegression(small_model(), warmup_steps=5), tmp_path, steps=20)
+    rising = 5e-4 * torch.linspace(0.2, 1.0, 6)
+    torch.testing.assert_close(torch.tensor(rates[:6]), rising)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 1e-5
+
+
+def test_another_scheduler_steps_at_every_step(tmp_path: Path) -> None:
+    module = MetaRegression(
+        small_model(), lr_scheduler=lambda optimizer: StepLR(optimizer, step_size=2, gamma=0.1)
+    )
+    assert schedule(module, tmp_path, steps=4) == pytest.approx([5e-4, 5e-4, 5e-5, 5e-5])
+
+
+def test_warmup_with_a_plateau_schedule_is_an_error(tmp_path: Path) -> None:
+    module = MetaRegression(
+        small_model(),
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, monitor="train/loss"),
+        warmup_steps=5,
+    )
+    with pytest.raises(ValueError, match="takes no warmup_steps"):
+        trainer(tmp_path, max_steps=2).fit(module, small_data())
+
+
+def test_negative_warmup_is_an_error() -> None:
+    with pytest.raises(ValueError, match="warmup_steps=-1"):
+        MetaRegression(small_model(), warmup_steps=-1)
+
+
+class NaNData(GPDataModule):
+    """One bad value, in the third batch."""
+
+    def training_batch(self, index: int, rank: int = 0) -> Task:
+        task = super().training_batch(index, rank)
+        if index == 2:
+            task.yc[1, 2, 0] = torch.nan
+        return task
+
+
+def test_nan_in_the_data_stops_training_with_its_place(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=5, limit_val_batches=0, enable_checkpointing=False)
+    data = NaNData(batch_size=4, steps_per_epoch=10)
+    with pytest.raises(ValueError, match=r"yc holds 1 NaN or infinite .* at \[1, 2, 0\]"):
+        run.fit(MetaRegression(small_model()), data)
+
+
+@pytest.mark.parametrize("model", [small_model(), CNP(1, 1, dim_hidden=16)], ids=["CMANP", "CNP"])
+def test_prediction_needs_no_true_values(model: NeuralProcess) -> None:
+    task = Task(torch.randn(2, 3, 1), torch.randn(2, 3, 1), torch.randn(2, 4, 1))
+    assert MetaRegression(model).predict_step(task, 0).mean.shape == (2, 4, 1)
