@@ -8,12 +8,12 @@ Both train at the same time, one core each, through `npbench fit`. Leaves in `de
 """
 
 import argparse
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,16 @@ from rich.table import Table
 
 from datamodules import GPDataModule
 from npbench.callbacks.figures import draw
+from npbench.cli import quieten
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")
 _COLUMNS = {
-    "log_likelihood": "log-lik. per target",
-    "gap": "gap to exact GP",
+    "log_likelihood": "log-likelihood",
+    "gap": "gap",
     "rmse": "RMSE",
-    "coverage_50": "cov. 50 %",
-    "coverage_95": "cov. 95 %",
+    "coverage_50": "50 %",
+    "coverage_95": "95 %",
 }
 
 
@@ -45,6 +46,7 @@ class Run:
     config: str
     max_steps: int
     steps_per_epoch: int
+    minutes: float = 0.0
 
     def start(self) -> None:
         command = [sys.executable, "-m", "npbench", "fit", "--config", self.config]
@@ -59,11 +61,6 @@ class Run:
         log = None if self.name == "CMANP" else (self.folder.parent / "output.txt").open("w")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-    def wait(self) -> None:
-        if self.process.wait():
-            raise SystemExit(f"training {self.name} failed; see {self.folder.parent}")
-        self.minutes = (time.monotonic() - self.started) / 60
 
     @property
     def folder(self) -> Path:
@@ -80,7 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a few steps only")
     short = parser.parse_args().short
-    warnings.filterwarnings("ignore")
+    quieten()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     runs = [
         Run("CMANP", "configs/gp/cmanp-small.yaml", *((200, 100) if short else (5000, 500))),
@@ -88,10 +86,7 @@ def main() -> None:
     ]
     console = Console()
     console.print("Training CMANP and CNP side by side, one core each …")
-    for run in runs:
-        run.start()
-    for run in runs:
-        run.wait()
+    train(runs)
 
     data = GPDataModule(num_test_tasks=320 if short else 4800)
     modules = [
@@ -113,30 +108,46 @@ def main() -> None:
 
     tasks = [data.figure_task(index) for index in range(3)]
     draw([module.model for module in modules], tasks).savefig(_OUT / "predictions.png")
-    draw_learning(runs, ceiling=results[0]["log_likelihood"] + results[0]["gap"])
+    ceiling = results[0]["log_likelihood"] + results[0]["gap"]
+    draw_learning(runs, ceiling)
     console.print(table(results))
     console.print(
-        f"The exact Gaussian process scores {results[0]['log_likelihood'] + results[0]['gap']:.3f}."
+        f"Log-likelihood in nats per target, ± standard error over the same "
+        f"{data.num_test_tasks:,} test tasks; gap to the exact Gaussian process, which scores "
+        f"{ceiling:.3f}; coverage of the central 50 and 95 % intervals."
     )
     console.print(
         f"Figures: {_OUT}/predictions.png, {_OUT}/learning.png; table: {_OUT}/results.csv"
     )
 
 
+def train(runs: list[Run]) -> None:
+    """Train all at once; if one fails, or on Ctrl-C, stop the others."""
+    for run in runs:
+        run.start()
+    try:
+        running = list(runs)
+        while running:
+            time.sleep(0.2)
+            for run in [run for run in running if run.process.poll() is not None]:
+                run.minutes = (time.monotonic() - run.started) / 60
+                running.remove(run)
+                if run.process.returncode:
+                    raise SystemExit(f"training {run.name} failed; see {run.folder.parent}")
+    finally:
+        for run in runs:
+            run.process.terminate()
+
+
 def table(results: list[dict]) -> Table:
-    result = Table(title="On the same test tasks (± standard error over tasks)")
+    result = Table()
     for column in ("model", "parameters", "steps", "minutes", *_COLUMNS.values()):
-        result.add_column(column, justify="left" if column == "model" else "right")
+        result.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in results:
         values = [f"{row[name]:.3f}" for name in _COLUMNS]
         values[0] += f" ± {row['log_likelihood_stderr']:.3f}"
-        result.add_row(
-            row["model"],
-            f"{row['parameters']:,}",
-            f"{row['steps']:,}",
-            f"{row['minutes']:.1f}",
-            *values,
-        )
+        counts = [f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"]
+        result.add_row(row["model"], *counts, *values)
     return result
 
 

@@ -32,10 +32,10 @@ class Product(ProductKernel):
         super().__init__(*kernels)
 
 
-def released_rbf() -> Kernel:
-    """The paper's released code: length ~ U[0.1, 0.6), scale ~ U[0.1, 1.0)."""
+def released_rbf(length: tuple[float, float] = (0.1, 0.6)) -> Kernel:
+    """The RBF kernel of the paper's released code: length ~ U[0.1, 0.6), scale ~ U[0.1, 1.0)."""
     return ScaleKernel(
-        RBFKernel(lengthscale_prior=UniformPrior(0.1, 0.6)),
+        RBFKernel(lengthscale_prior=UniformPrior(*length)),
         outputscale_prior=SquaredUniformPrior(0.1, 1.0),
     )
 

@@ -90,7 +90,7 @@ class NPBenchCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that a user can mend ends in one sentence and exit code 1."""
-    _quieten()
+    quieten()
     torch.set_float32_matmul_precision("high")
     try:
         NPBenchCLI(
@@ -116,8 +116,8 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def _quieten() -> None:
-    """Leave out warnings that a user of the command can do nothing about."""
+def quieten() -> None:
+    """Leave out Lightning's advertisements, and warnings that no user can do anything about."""
     for message in (
         ".*does not have many workers.*",
         ".*torch.jit.script.* is deprecated.*",
@@ -129,5 +129,5 @@ def _quieten() -> None:
         ".*infer the batch indices fetched.*",
     ):
         warnings.filterwarnings("ignore", message)
-    advertisement = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
+    advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())
