@@ -76,6 +76,15 @@ class NPBenchCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is, where Lightning would put the checkpoint's over it."""
+
+    def before_instantiate_classes(self) -> None:
+        options = self.config[self.subcommand]
+        if options.get("weights_only", True) is None:
+            # Lightning's default would let a checkpoint run code.
+            options["weights_only"] = True
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self._get(self.config_init, "trainer.logger") in (None, True):
             root = self._get(self.config_init, "trainer.default_root_dir") or "runs"

@@ -109,7 +109,8 @@ def test_fit_test_and_predict_leave_their_files(tmp_path: Path) -> None:
     root = ["--trainer.default_root_dir", str(tmp_path)]
     main(["fit", *SMALL, *root, "--trainer.max_steps", "20"])
     run = tmp_path / "version_0"
-    for name in ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "figures/step-000020.png"):
+    files = ["config.yaml", "metrics.csv", "figures/step-000020.png"]
+    for name in [*files, "checkpoints/best.ckpt", "checkpoints/last.ckpt"]:
         assert (run / name).is_file(), name
     assert list(run.glob("events.out.tfevents.*"))
     metrics = pd.read_csv(run / "metrics.csv")
@@ -160,3 +161,22 @@ def test_a_killed_run_resumes_with_the_losses_of_the_uninterrupted_one(tmp_path:
     pd.testing.assert_series_equal(
         resumed, losses(tmp_path / "whole/version_0").loc[resumed.index], rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_to_the_result_of_one(tmp_path: Path) -> None:
+    def run(command: str, *more: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [sys.executable, "-m", "npbench", command, *SMALL, *more], cwd=ROOT, timeout=150,
+            env=environment, stdout=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    root = ["--trainer.default_root_dir", str(tmp_path), "--data.num_test_tasks", "19"]
+    run("fit", *root, *two, "--trainer.max_steps", "4")
+    ckpt = ["--ckpt_path", str(tmp_path / "version_0/checkpoints/best.ckpt")]
+    run("test", *root, *two, *ckpt)
+    run("test", *root, *ckpt)
+    results = [pd.read_csv(tmp_path / f"version_{i}/metrics.csv").iloc[0] for i in (1, 2)]
+    pd.testing.assert_series_equal(*results, rtol=1e-5)

@@ -1,7 +1,9 @@
 """The two checkpoints of every run: the best so far, and the last, from which to resume."""
 
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -19,7 +21,9 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps `last.ckpt`, renewed every `every_n_train_steps`; a run resumes from it exactly.
+    """Keeps `last.ckpt`, renewed every `every_n_train_steps` and at the end of training.
+
+    A run resumes from it exactly.
 
     The state of torch's random generators goes with it, for models that draw while they train.
     """
@@ -31,6 +35,10 @@ class LastCheckpoint(ModelCheckpoint):
             save_top_k=1,
             enable_version_counter=False,
         )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step % self._every_n_train_steps:
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         generators = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}

@@ -51,6 +51,7 @@ class PosteriorFigures(L.Callback):
         self._record(trainer, pl_module, "test")
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        folder = trainer.log_dir  # which all processes must ask for together
         if not trainer.is_global_zero:
             return
         figure_task = getattr(trainer.datamodule, "figure_task", None)
@@ -61,8 +62,8 @@ class PosteriorFigures(L.Callback):
             )
         tasks = [figure_task(index) for index in range(self.num_tasks)]
         figure = draw([pl_module.model], [task.to(pl_module.device) for task in tasks])
-        if trainer.log_dir is not None:
-            path = Path(trainer.log_dir) / "figures" / f"{name}.png"
+        if folder is not None:
+            path = Path(folder) / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
         for logger in trainer.loggers:

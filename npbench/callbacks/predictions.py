@@ -30,18 +30,15 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.path = path
         self._writer: pq.ParquetWriter | None = None
-        self._num_tasks = 0
-
-    def file(self, trainer: L.Trainer) -> Path:
-        """Where this process writes."""
-        folder = trainer.log_dir or trainer.default_root_dir
-        path = Path(self.path) if self.path else Path(folder) / "predictions.parquet"
-        rank = trainer.global_rank
-        return path.with_stem(f"{path.stem}-rank{rank}") if rank else path
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir
+        file = Path(self.path) if self.path else Path(folder) / "predictions.parquet"
+        rank = trainer.global_rank
+        self._file = file.with_stem(f"{file.stem}-rank{rank}") if rank else file
+        self._partial = self._file.with_suffix(".partial")
         self._num_tasks = 0
-        self.file(trainer).parent.mkdir(parents=True, exist_ok=True)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
         self,
@@ -55,17 +52,15 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         table = self._table(batch, prediction.mean, prediction.stddev)
         if self._writer is None:
-            partial = self.file(trainer).with_suffix(".partial")
-            self._writer = pq.ParquetWriter(partial, table.schema)
+            self._writer = pq.ParquetWriter(self._partial, table.schema)
         self._writer.write_table(table)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-            file = self.file(trainer)
-            os.replace(file.with_suffix(".partial"), file)
-            print(f"predictions of {self._num_tasks} tasks written to {file}")
+            os.replace(self._partial, self._file)
+            print(f"predictions of {self._num_tasks} tasks written to {self._file}")
 
     def _table(self, batch: Task, mean: Tensor, std: Tensor) -> pa.Table:
         shape = batch.xt.shape[:2]

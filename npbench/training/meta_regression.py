@@ -117,6 +117,30 @@ class MetaRegression(L.LightningModule):
         )
         return SequentialLR(scheduler.optimizer, [warmup, scheduler], [self.warmup_steps])
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            ValueError: if its parameters are not this model's; says how the two differ.
+        """
+        mine, theirs = (
+            {name: value.shape for name, value in state.items()}
+            for state in (self.state_dict(), checkpoint["state_dict"])
+        )
+        if mine == theirs:
+            return
+        here = self.hparams["model"]
+        there = checkpoint.get("hyper_parameters", {}).get("model", {})
+        if here["class_path"] != there.get("class_path"):
+            difference = f"it holds {there.get('class_path')}, this is {here['class_path']}"
+        else:
+            difference = ", ".join(
+                f"{name} is {there['init_args'].get(name)} there and {value} here"
+                for name, value in here["init_args"].items()
+                if there["init_args"].get(name) != value
+            )
+        raise ValueError(f"the checkpoint is of another model: {difference}")
+
     def _save_hyperparameters(self) -> None:
         """Keep all that `load_from_checkpoint` needs.
 

@@ -89,6 +89,24 @@ def test_a_checkpoint_from_python_needs_nothing_else(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded.state_dict()[name], weight, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (CNP(1, 1, dim_hidden=8), r"it holds npbench.models.cnp.CNP, this is npbench.models.cmanp"),
+        (CMANP(1, 1, dim_model=16, num_layers=2), "num_layers is 2 there and 1 here"),
+    ],
+    ids=["class", "size"],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    tmp_path: Path, other: NeuralProcess, message: str
+) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    run.fit(MetaRegression(other), small_data())
+    run.save_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=f"the checkpoint is of another model: .*{message}"):
+        run.test(MetaRegression(small_model()), small_data(), ckpt_path=tmp_path / "other.ckpt")
+
+
 def schedule(module: MetaRegression, path: Path, steps: int) -> list[float]:
     """The learning rate at each training step."""
     rates = []
