@@ -14,19 +14,11 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.levers import settings
 from datamodules import GPDataModule
 from npbench import attention
 from npbench.models import CMANP
 from npbench.optim import MuonAdam
-
-_SMALL = {
-    "num_heads": 2,
-    "num_layers": 2,
-    "num_latents": 32,
-    "num_block_latents": 32,
-    "qk_norm": True,
-    "norm_residual": False,
-}
 
 
 def time_steps(model: CMANP, optimizer: torch.optim.Optimizer, steps: int) -> tuple[float, float]:
@@ -55,7 +47,7 @@ def main() -> None:
 
     def run(name: str) -> float:
         torch.manual_seed(0)
-        model = CMANP(1, 1, **(_SMALL if arguments.small else {}))
+        model = CMANP(1, 1, **(settings("small")["model"] if arguments.small else {}))
         if arguments.small:
             optimizer = MuonAdam(model.parameters(), lr=0.01)
         else:

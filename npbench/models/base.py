@@ -11,16 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npbench.models.points import Door, Points, check_batch
 from npbench.structure import TensorRecord
 from npbench.task import Task
-
-
-class Points(NamedTuple):
-    """A checked set of points: inputs, outputs, and which of them are real (None: all)."""
-
-    x: Float[Tensor, "batch points dim_x"]
-    y: Float[Tensor, "batch points dim_y"]
-    mask: Bool[Tensor, "batch points"] | None = None
 
 
 class State(TensorRecord, ABC):
@@ -114,7 +107,7 @@ class NeuralProcess(nn.Module, ABC):
         if isinstance(xc, Tensor):
             if yc is None:
                 raise ValueError("condition got context inputs xc without outputs yc")
-            return self._condition(self._slices(xc, yc, mask, chunk_size))
+            return self._condition(self._door.slices(xc, yc, mask, chunk_size))
         if yc is not None or mask is not None or chunk_size is not None:
             raise ValueError(
                 f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
@@ -124,7 +117,7 @@ class NeuralProcess(nn.Module, ABC):
             raise ValueError(
                 f"condition takes tensors or an iterable of (x, y) chunks, not {type(xc).__name__}"
             )
-        return self._condition(self._checked_chunks(xc))
+        return self._condition(self._door.chunks(xc))
 
     def update(
         self,
@@ -138,8 +131,8 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             ValueError: as `condition`.
         """
-        points = self._points("x", x, "y", y, mask)
-        _check_batch("x", points.x, state.batch_size)
+        points = self._door.points("x", x, "y", y, mask)
+        check_batch("x", points.x, state.batch_size)
         return self._update(state, points)
 
     def query(self, state: State, xt: Float[Tensor, "batch target dim_x"]) -> Distribution:
@@ -148,10 +141,8 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             ValueError: as `condition`, and when there are no targets.
         """
-        self._check("xt", xt, self.dim_x, "dim_x")
-        if xt.shape[1] == 0:
-            raise ValueError(f"xt is an empty target set, of shape {list(xt.shape)}")
-        _check_batch("xt", xt, state.batch_size)
+        self._door.check_targets("xt", xt)
+        check_batch("xt", xt, state.batch_size)
         return self._query(state, xt)
 
     def forward(
@@ -186,91 +177,18 @@ class NeuralProcess(nn.Module, ABC):
         samples = self.query(state, xt).sample(torch.Size([num_samples]))
         return samples.reshape(num_samples, *xt.shape[:2], self.dim_y)
 
+    @property
+    def _door(self) -> Door:
+        return Door(self.dim_x, self.dim_y, next(self.parameters()).dtype)
+
     def _targets(self, task: Task) -> Points:
         """The task's targets, checked, with 0 at padding."""
         if task.yt is None:
             raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
-        targets = self._points("xt", task.xt, "yt", task.yt, task.target_mask)
+        targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
         if targets.mask is not None and not targets.mask.any(dim=-1).all():
             raise ValueError("target_mask leaves a task without targets")
         return targets
-
-    def _slices(self, xc: Tensor, yc: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
-        """The context, checked chunk by chunk: no copy of the whole is ever made."""
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size} must be 1 or more")
-        size = xc.shape[1] if xc.ndim == 3 else 0
-        if chunk_size is None or size <= chunk_size or not _same_points(xc, yc, mask):
-            yield self._points("xc", xc, "yc", yc, mask)
-            return
-        for start in range(0, size, chunk_size):
-            window = slice(start, start + chunk_size)
-            part = None if mask is None else mask[:, window]
-            where = f"from point {start} on"
-            yield self._points(f"xc {where}", xc[:, window], f"yc {where}", yc[:, window], part)
-
-    def _checked_chunks(self, chunks: Iterable[tuple]) -> Iterator[Points]:
-        batch_size = None
-        for number, chunk in enumerate(chunks):
-            if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
-                raise ValueError(f"chunk {number} is no (x, y) or (x, y, mask) tuple")
-            x, y, *mask = chunk
-            name = f"x of chunk {number}"
-            points = self._points(name, x, f"y of chunk {number}", y, *mask)
-            batch_size = len(points.x) if batch_size is None else batch_size
-            _check_batch(name, points.x, batch_size)
-            yield points
-        if batch_size is None:
-            raise ValueError("the iterable of chunks is empty; for a prior, give one empty chunk")
-
-    def _points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any | None = None) -> Points:
-        """The points as given, checked, with 0 wherever the mask says that none is real."""
-        shape = getattr(x, "shape", None)
-        if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                raise ValueError(f"the mask of {x_name} must be a bool tensor, True = real")
-            if shape is None or mask.shape != shape[:2]:
-                raise ValueError(
-                    f"the mask of {x_name} has shape {list(mask.shape)}; expected "
-                    f"{list(shape[:2]) if shape is not None else '[batch, points]'}"
-                )
-            padding = ~mask[..., None]
-            x, y = (
-                z.masked_fill(padding, 0.0)
-                if isinstance(z, Tensor) and z.shape[:2] == mask.shape
-                else z
-                for z in (x, y)
-            )
-        self._check(x_name, x, self.dim_x, "dim_x")
-        self._check(y_name, y, self.dim_y, "dim_y")
-        if x.shape[:2] != y.shape[:2]:
-            raise ValueError(
-                f"{x_name} {list(x.shape)} and {y_name} {list(y.shape)} differ in the number of "
-                f"tasks or points"
-            )
-        return Points(x, y, mask)
-
-    def _check(self, name: str, tensor: Any, width: int, width_name: str) -> None:
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
-        if tensor.ndim != 3 or len(tensor) == 0 or tensor.shape[-1] != width:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
-                f"the model was built with {width_name}={width}"
-            )
-        dtype = next(self.parameters()).dtype
-        if tensor.dtype != dtype:
-            raise ValueError(
-                f"{name} is {tensor.dtype}, the model {dtype}; convert one: {name}.to({dtype}) or "
-                f"model.to({tensor.dtype})"
-            )
-        # A value-dependent branch has no place in a compiled graph.
-        if not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
-            bad = (~torch.isfinite(tensor)).nonzero()
-            raise ValueError(
-                f"{name} holds {len(bad)} NaN or infinite value(s), the first at "
-                f"{bad[0].tolist()}; drop those points, or mask them out"
-            )
 
 
 def masked_mean(
@@ -280,14 +198,3 @@ def masked_mean(
     if mask is None:
         return values.mean(dim=-1)
     return values.masked_fill(~mask, 0.0).sum(dim=-1) / mask.sum(dim=-1)
-
-
-def _same_points(x: Tensor, y: Any, mask: Any) -> bool:
-    """Whether all have the same tasks and points, so that they can be sliced alike."""
-    others = [y] if mask is None else [y, mask]
-    return all(isinstance(z, Tensor) and z.shape[:2] == x.shape[:2] for z in others)
-
-
-def _check_batch(name: str, tensor: Tensor, batch_size: int) -> None:
-    if len(tensor) != batch_size:
-        raise ValueError(f"{name} has {len(tensor)} tasks, the state {batch_size}")

@@ -17,7 +17,8 @@ from npbench.blocks import (
     QueryLayer,
 )
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, Points, State, records_arguments
+from npbench.models.base import NeuralProcess, State, records_arguments
+from npbench.models.points import Points
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from torch.distributions import Independent
 
 from npbench.blocks import MLP
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, Points, State, records_arguments
+from npbench.models.base import NeuralProcess, State, records_arguments
+from npbench.models.points import Points
 
 
 @dataclass(frozen=True, eq=False)
