@@ -16,12 +16,14 @@ FAST = ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2", "--data.b
 
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_configuration_trains_and_evaluates(config: Path) -> None:
-    assert main(["fit", "--config", str(config), *FAST]) is None
+def test_a_configuration_trains_and_evaluates(config: Path, tmp_path: Path) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", "--config", str(config), *FAST, *root]) is None
 
 
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
-def test_a_kernel_replaces_the_default(kernel: Path) -> None:
+def test_a_kernel_replaces_the_default(kernel: Path, tmp_path: Path) -> None:
     config = ["--config", str(ROOT / "configs/gp/cnp.yaml"), "--data.kernel", str(kernel)]
-    assert main(["fit", *config, *FAST]) is None
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["fit", *config, *FAST, *root]) is None

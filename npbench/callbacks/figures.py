@@ -121,6 +121,7 @@ def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title:
     axis.plot(xc, yc, "k.", ms=6, label="context")
     low, high = min(y.min(), yc.min()), max(y.max(), yc.max())
     margin = 0.35 * (high - low) + 0.1
-    axis.set(xlim=(x.min(), x.max()), ylim=(low - margin, high + margin))
+    axis.set_ylim(low - margin, high + margin)
+    axis.margins(x=0)
     axis.set_title(title, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
