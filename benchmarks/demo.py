@@ -82,7 +82,7 @@ def main() -> None:
 
     runs = [
         Run("CMANP", "configs/gp/cmanp-small.yaml", *((200, 100) if short else (5000, 500))),
-        Run("CNP", "configs/gp/cnp.yaml", *((1000, 500) if short else (40_000, 4000))),
+        Run("CNP", "configs/gp/cnp.yaml", *((1000, 500) if short else (20_000, 2000))),
     ]
     console = Console()
     console.print("Training CMANP and CNP side by side, one core each …")

@@ -1,8 +1,8 @@
-"""What each setting of configs/gp/cmanp-small.yaml buys: train with one of them changed.
+"""What each setting of a small CMANP buys: train with one of them changed.
 
     python -m benchmarks.levers --list
-    python -m benchmarks.levers small adam normalised-residual   # three runs, one after the other
-    python -m benchmarks.levers --steps 5000 small
+    python -m benchmarks.levers base adam normalised-residual    # three runs, one after the other
+    python -m benchmarks.levers --steps 5000 shipped             # configs/gp/cmanp-small.yaml
     python -m benchmarks.levers --time-only                      # milliseconds a step of each
 
 One thread a run. The log-likelihood is that on 1,600 fixed tasks of the released ranges.
@@ -20,7 +20,7 @@ from datamodules.kernels import released_rbf
 from npbench.models import CMANP
 from npbench.optim import MuonAdam
 
-_SMALL = {
+_BASE = {
     "model": {
         "num_heads": 2,
         "num_layers": 2,
@@ -34,14 +34,15 @@ _SMALL = {
     "adam_lr": 1e-3,
     "momentum": 0.95,
     "curriculum": 0.5,
-    "schedule": "cosine",
+    "decay": "cosine",
     "clip": 1.0,
     "batch_size": 16,
     "max_num_points": 50,
     "latents_in_muon": True,
 }
 _VARIANTS: dict[str, dict] = {
-    "small": {},
+    "base": {},
+    "shipped": {"decay": "linear"},
     "normalised-residual": {"model": {"norm_residual": True}},
     "no-qk-norm": {"model": {"qk_norm": False}},
     "adam": {"optimizer": "adam", "lr": 1e-3},
@@ -55,7 +56,6 @@ _VARIANTS: dict[str, dict] = {
     "no-curriculum": {"curriculum": 0.0},
     "curriculum-30": {"curriculum": 0.3},
     "curriculum-70": {"curriculum": 0.7},
-    "linear-schedule": {"schedule": "linear"},
     "no-clipping": {"clip": math.inf},
     "1-head": {"model": {"num_heads": 1}},
     "4-heads": {"model": {"num_heads": 4}},
@@ -68,7 +68,7 @@ _WARMUP = 200
 
 def settings(variant: str) -> dict:
     change = _VARIANTS[variant]
-    return _SMALL | change | {"model": _SMALL["model"] | change.get("model", {})}
+    return _BASE | change | {"model": _BASE["model"] | change.get("model", {})}
 
 
 def make_optimizer(model: CMANP, chosen: dict) -> torch.optim.Optimizer:
@@ -100,12 +100,12 @@ def make_data(chosen: dict, steps: int) -> GPDataModule:
     )
 
 
-def rate(step: int, steps: int, schedule: str) -> float:
-    """The learning rate's factor: a linear warm-up, then a cosine or a line to 0."""
+def rate(step: int, steps: int, decay: str) -> float:
+    """The learning rate's factor: a linear warm-up, then a line or a cosine to 0."""
     if step < _WARMUP:
         return (step + 1) / _WARMUP
     progress = (step - _WARMUP) / (steps - _WARMUP)
-    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def train(variant: str, steps: int, seed: int, stop_after: int | None = None) ->
     optimizer = make_optimizer(model, chosen)
     data = make_data(chosen, steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, steps, chosen["schedule"])
+        optimizer, lambda step: rate(step, steps, chosen["decay"])
     )
     seconds = []
     for step in range(stop_after or steps):

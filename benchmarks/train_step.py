@@ -47,7 +47,7 @@ def main() -> None:
 
     def run(name: str) -> float:
         torch.manual_seed(0)
-        model = CMANP(1, 1, **(settings("small")["model"] if arguments.small else {}))
+        model = CMANP(1, 1, **(settings("shipped")["model"] if arguments.small else {}))
         if arguments.small:
             optimizer = MuonAdam(model.parameters(), lr=0.01)
         else:

@@ -1,12 +1,12 @@
 """Training of any neural process on tasks."""
 
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import MeanSquaredError, Metric
 
 from npbench.metrics import Coverage, StandardError, TaskMean
@@ -25,9 +25,10 @@ class MetaRegression(L.LightningModule):
     Args:
         model: the neural process.
         optimizer: from parameters to an optimiser; Adam by default.
-        lr_scheduler: from an optimiser to a scheduler, stepped at every training step; by default a
-            cosine to 0 over the run. `ReduceLROnPlateau` (Lightning's) steps after each validation.
-        warmup_steps: steps over which the learning rate rises linearly before that.
+        lr_scheduler: from an optimiser to a scheduler, stepped at every training step
+            (`ReduceLROnPlateau`, Lightning's, after each validation); by default as `decay` says.
+        decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
+        warmup_steps: steps over which the learning rate rises linearly before either.
 
     Example:
         >>> from npbench.models import CMANP
@@ -41,14 +42,18 @@ class MetaRegression(L.LightningModule):
         model: NeuralProcess,
         optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=5e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
+        decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
+        if decay not in ("cosine", "linear"):
+            raise ValueError(f'decay={decay!r} must be "cosine" or "linear"')
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
         self.model = model
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.decay = decay
         self.warmup_steps = warmup_steps
         self._save_hyperparameters()
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -92,11 +97,7 @@ class MetaRegression(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.model.parameters())
-        if self.lr_scheduler is None:
-            steps = self.trainer.estimated_stepping_batches
-            scheduler = CosineAnnealingLR(optimizer, T_max=max(1, steps - self.warmup_steps))
-        else:
-            scheduler = self.lr_scheduler(optimizer)
+        scheduler = (self.lr_scheduler or self._decay_over_the_run)(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if not isinstance(scheduler, ReduceLROnPlateau):
                 raise ValueError(
@@ -109,7 +110,13 @@ class MetaRegression(L.LightningModule):
             schedule = {"scheduler": self._with_warmup(scheduler), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def _with_warmup(self, scheduler: Any) -> Any:
+    def _decay_over_the_run(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        steps = max(1, self.trainer.estimated_stepping_batches - self.warmup_steps)
+        if self.decay == "cosine":
+            return CosineAnnealingLR(optimizer, T_max=steps)
+        return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+
+    def _with_warmup(self, scheduler: LRScheduler) -> LRScheduler:
         if not self.warmup_steps:
             return scheduler
         warmup = LinearLR(

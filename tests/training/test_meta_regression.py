@@ -127,6 +127,17 @@ def test_the_default_is_adam_and_a_cosine_to_zero(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(rates), expected)
 
 
+def test_a_linear_decay_ends_at_zero(tmp_path: Path) -> None:
+    rates = schedule(MetaRegression(small_model(), decay="linear"), tmp_path, steps=20)
+    torch.testing.assert_close(torch.tensor(rates), 5e-4 * (1 - torch.arange(20) / 20))
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_an_unknown_decay_is_an_error() -> None:
+    with pytest.raises(ValueError, match="decay='square' must be"):
+        MetaRegression(small_model(), decay="square")
+
+
 def test_warmup_rises_linearly_and_the_cosine_follows(tmp_path: Path) -> None:
     rates = schedule(MetaRegression(small_model(), warmup_steps=5), tmp_path, steps=20)
     rising = 5e-4 * torch.linspace(0.2, 1.0, 6)
