@@ -20,6 +20,7 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from npbench.training import MetaRegression
 
 _OUT = Path("demo")
 _COLUMNS = {
-    "log_likelihood": "log-likelihood",
+    "log_likelihood": "log-lik.",
     "gap": "gap",
     "rmse": "RMSE",
     "coverage_50": "50 %",
@@ -140,8 +141,8 @@ def train(runs: list[Run]) -> None:
 
 
 def table(results: list[dict]) -> Table:
-    result = Table()
-    for column in ("model", "parameters", "steps", "minutes", *_COLUMNS.values()):
+    result = Table(box=box.SIMPLE, padding=(0, 1))
+    for column in ("model", "parameters", "steps", "min", *_COLUMNS.values()):
         result.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in results:
         values = [f"{row[name]:.3f}" for name in _COLUMNS]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import lightning as L
-import torch
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -100,7 +99,6 @@ class NPBenchCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that a user can mend ends in one sentence and exit code 1."""
     quieten()
-    torch.set_float32_matmul_precision("high")
     try:
         NPBenchCLI(
             L.LightningModule,
