@@ -142,12 +142,12 @@ def train(runs: list[Run]) -> None:
 
 def table(results: list[dict]) -> Table:
     result = Table(box=box.SIMPLE, padding=(0, 1))
-    for column in ("model", "parameters", "steps", "min", *_COLUMNS.values()):
+    for column in ("model", "steps", "min", *_COLUMNS.values()):
         result.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in results:
         values = [f"{row[name]:.3f}" for name in _COLUMNS]
         values[0] += f" ± {row['log_likelihood_stderr']:.3f}"
-        counts = [f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['minutes']:.1f}"]
+        counts = [f"{row['steps']:,}", f"{row['minutes']:.1f}"]
         result.add_row(row["model"], *counts, *values)
     return result
 
