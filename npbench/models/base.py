@@ -186,8 +186,7 @@ class NeuralProcess(nn.Module, ABC):
         if task.yt is None:
             raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
         targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
-        if targets.mask is not None and not targets.mask.any(dim=-1).all():
-            raise ValueError("target_mask leaves a task without targets")
+        self._door.check_no_task_is_empty("target_mask", targets.mask)
         return targets
 
 

@@ -20,7 +20,8 @@ class Points(NamedTuple):
 @dataclass(frozen=True)
 class Door:
     """What a model takes in: every method raises a `ValueError` that says what was given, what was
-    expected, and how to mend it."""
+    expected, and how to mend it. Values are not looked at under `torch.compile`, whose graphs have
+    no place for a branch on them."""
 
     dim_x: int
     dim_y: int
@@ -44,6 +45,13 @@ class Door:
         self._check(name, x, self.dim_x, "dim_x")
         if x.shape[1] == 0:
             raise ValueError(f"{name} is an empty target set, of shape {list(x.shape)}")
+
+    def check_no_task_is_empty(self, name: str, mask: Tensor | None) -> None:
+        """Refuse a mask that leaves nothing to average over."""
+        if mask is None or torch.compiler.is_compiling():
+            return
+        if not mask.any(dim=-1).all():
+            raise ValueError(f"{name} leaves a task without targets")
 
     def slices(self, x: Tensor, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
         """A context chunk by chunk: no copy of the whole is ever made."""
@@ -100,7 +108,6 @@ class Door:
                 f"{name} is {tensor.dtype}, the model {self.dtype}; convert one: "
                 f"{name}.to({self.dtype}) or model.to({tensor.dtype})"
             )
-        # A value-dependent branch has no place in a compiled graph.
         if not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
             bad = (~torch.isfinite(tensor)).nonzero()
             raise ValueError(
