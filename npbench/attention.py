@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from npbench.structure import TensorRecord
 
+# Private, so that a release of torch may be without it.
+_HAS_FUSED_KERNEL = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionState(TensorRecord):
@@ -58,7 +61,7 @@ class AttentionState(TensorRecord):
         if mask is not None:
             zeros = torch.zeros_like(mask, dtype=q.dtype)
             bias = zeros.masked_fill(~mask, -torch.inf)[:, None, None, :]
-        if q.device.type == "cpu":
+        if _HAS_FUSED_KERNEL and q.device.type == "cpu":
             lse, out = _FusedAttention.apply(q, k, v, bias)
         else:
             lse, out = attention_with_lse(q, k, v, bias)

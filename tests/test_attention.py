@@ -339,3 +339,15 @@ def test_states_stack_and_come_apart_again() -> None:
     for index, state in enumerate(states):
         assert torch.equal(stacked[index].lse, state.lse)
         assert torch.equal(stacked[index].out, state.out)
+
+
+def test_without_the_private_kernel_the_public_operations_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v = torch.randn(2, 2, 3, 8), *torch.randn(2, 2, 2, 9, 8)
+    mask = torch.rand(2, 9) < 0.7
+    fused = AttentionState.from_chunk(q, k, v, mask)
+    monkeypatch.setattr("npbench.attention._HAS_FUSED_KERNEL", False)
+    public = AttentionState.from_chunk(q, k, v, mask)
+    assert_close(public.lse, fused.lse)
+    assert_close(public.out, fused.out)

@@ -23,9 +23,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, renewed every `every_n_train_steps` and at the end of training.
 
-    A run resumes from it exactly.
-
-    The state of torch's random generators goes with it, for models that draw while they train.
+    A run in one process resumes from it exactly: the state of torch's random generators goes with
+    it, for models that draw while they train. With several, all resume with the first one's.
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:

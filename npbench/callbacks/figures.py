@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from npbench.models.base import Evaluation, NeuralProcess
+from npbench.models.base import Evaluation, NeuralProcess, evaluating
 from npbench.task import Task
 
 _MODELS, _EXACT = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
@@ -98,14 +98,9 @@ def _title(name: str, log_likelihood: Tensor) -> str:
 
 
 def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
-    training = model.training
     devices = [task.xt.device] if task.xt.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        model.eval()
-        try:
-            return model.evaluate(task)
-        finally:
-            model.train(training)
+    with evaluating(model), torch.random.fork_rng(devices):
+        return model.evaluate(task)
 
 
 def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title: str) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from typing import Any, NamedTuple
@@ -188,6 +189,19 @@ class NeuralProcess(nn.Module, ABC):
         targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
         self._door.check_no_task_is_empty("target_mask", targets.mask)
         return targets
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; after it every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def masked_mean(

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import MeanSquaredError, Metric
 
 from npbench.metrics import Coverage, StandardError, TaskMean
-from npbench.models.base import Evaluation, NeuralProcess
+from npbench.models.base import Evaluation, NeuralProcess, evaluating
 from npbench.task import Task
 
 
@@ -67,10 +67,8 @@ class MetaRegression(L.LightningModule):
         loss = self.model.loss(task)
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            self.model.eval()
-            with torch.no_grad():
+            with evaluating(self.model):
                 self._measure("train", task)
-            self.model.train()
         return loss
 
     def validation_step(self, task: Task, batch_idx: int) -> None:

@@ -63,6 +63,14 @@ def test_figures_change_nothing_in_training(tmp_path: Path) -> None:
     ]
 
 
+def test_drawing_leaves_a_frozen_layer_frozen() -> None:
+    model = module().model.train()
+    model.blocks.eval()
+    draw([model], [data().figure_task()])
+    assert model.training
+    assert not any(block.training for block in model.blocks.modules())
+
+
 @pytest.mark.parametrize("num_targets", [1, 50])
 def test_a_figure_has_a_column_for_each_model_and_the_exact_answer(num_targets: int) -> None:
     tasks = [data().figure_task(index, num_targets=num_targets) for index in range(2)]

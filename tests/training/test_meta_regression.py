@@ -60,6 +60,15 @@ def test_validation_logs_log_likelihood_error_calibration_and_gap(tmp_path: Path
     torch.testing.assert_close(logged["val/rmse"], errors.square().mean().sqrt())
 
 
+def test_measuring_in_training_leaves_a_frozen_layer_frozen(tmp_path: Path) -> None:
+    module = MetaRegression(small_model())
+    module.model.blocks.eval()
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0, log_every_n_steps=1)
+    run.fit(module, small_data())
+    assert module.model.training
+    assert not module.model.blocks.training
+
+
 def test_results_do_not_depend_on_the_evaluation_batch_size(tmp_path: Path) -> None:
     module, run = MetaRegression(small_model()), trainer(tmp_path)
     results = [run.test(module, small_data(eval_batch_size=n), verbose=False) for n in (1, 3, 8)]
