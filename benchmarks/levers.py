@@ -51,6 +51,11 @@ _VARIANTS: dict[str, dict] = {
     "muon-0.02": {"lr": 0.02},
     "muon-0.005": {"lr": 0.005},
     "muon-0.02-no-curriculum": {"lr": 0.02, "curriculum": 0.0},
+    "official-residual-0.02-no-curriculum": {
+        "model": {"norm_residual": True},
+        "lr": 0.02,
+        "curriculum": 0.0,
+    },
     "momentum-0.9": {"momentum": 0.9},
     "adam-for-latents": {"latents_in_muon": False},
     "no-curriculum": {"curriculum": 0.0},
@@ -138,10 +143,10 @@ def train(variant: str, steps: int, seed: int, stop_after: int | None = None) ->
         scheduler.step()
         seconds.append(time.perf_counter() - start)
         if (step + 1) % 1000 == 0 and step + 1 < steps:
-            print(f"{variant:<24}{step + 1:>8}{evaluate(model):>10.3f}", flush=True)
+            print(f"{variant:<38}{step + 1:>8}{evaluate(model):>10.3f}", flush=True)
     milliseconds = 1e3 * statistics.median(seconds)
     result = f"{evaluate(model):>10.3f}" if stop_after is None else " " * 10
-    print(f"{variant:<24}{len(seconds):>8}{result}{milliseconds:>9.1f} ms a step", flush=True)
+    print(f"{variant:<38}{len(seconds):>8}{result}{milliseconds:>9.1f} ms a step", flush=True)
 
 
 def main() -> None:
@@ -157,7 +162,7 @@ def main() -> None:
         parser.error(f"unknown variant(s) {sorted(unknown)}; see --list")
     if arguments.list:
         for name, change in _VARIANTS.items():
-            print(f"{name:<24}{change or ''}")
+            print(f"{name:<38}{change or ''}")
         return
     torch.set_num_threads(1)
     stop_after = 40 if arguments.time_only else None
