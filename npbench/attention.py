@@ -174,8 +174,29 @@ class _FusedAttention(torch.autograd.Function):
         return *(gradient[..., :dim_head] for gradient in gradients), None
 
 
+def attend(
+    q: Float[Tensor, "batch heads queries dim_head"],
+    k: Float[Tensor, "batch heads points dim_head"],
+    v: Float[Tensor, "batch heads points dim_head"],
+    mask: Bool[Tensor, "batch #queries points"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries dim_head"]:
+    r"""$\mathrm{softmax}(q k^\top \cdot \mathrm{scale})\, v$ over the points that `mask` allows.
+
+    A query that may look at no point at all gets 0. The scale is $1 / \sqrt{d}$ by default.
+    """
+    if k.shape[-2] == 0:
+        return torch.zeros_like(q)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    blind = ~mask.any(dim=-1, keepdim=True)
+    # Blind queries look at everything, and are set to 0 after: a softmax over nothing is NaN.
+    out = F.scaled_dot_product_attention(q, k, v, (mask | blind)[:, None], scale=scale)
+    return out.masked_fill(blind[:, None], 0.0)
+
+
 class MultiheadAttention(nn.Module):
-    r"""Attention of `x` to `context`: no bias on q, k and v, a bias on the output.
+    r"""Attention of `x` to `context`, with a bias on the output.
 
     $$\mathrm{Attn}(x \to c)
       = W_o\, [\mathrm{softmax}(q_h k_h^\top / \sqrt{d})\, v_h]_{h=1}^H + b_o$$
@@ -185,15 +206,18 @@ class MultiheadAttention(nn.Module):
         num_heads: number of heads, which split the width.
         qk_norm: divide q and k of each head by their root mean square and multiply the scores by a
             learned temperature per head, initially 1 (Henry et al., 2020; Dehghani et al., 2023).
+        bias: whether q, k and v have a bias too.
     """
 
-    def __init__(self, dim_model: int, num_heads: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self, dim_model: int, num_heads: int, qk_norm: bool = False, bias: bool = False
+    ) -> None:
         super().__init__()
         if dim_model % num_heads:
             raise ValueError(f"dim_model={dim_model} does not split into num_heads={num_heads}")
         self.num_heads = num_heads
-        self.to_q = nn.Linear(dim_model, dim_model, bias=False)
-        self.to_kv = nn.Linear(dim_model, 2 * dim_model, bias=False)
+        self.to_q = nn.Linear(dim_model, dim_model, bias=bias)
+        self.to_kv = nn.Linear(dim_model, 2 * dim_model, bias=bias)
         self.to_out = nn.Linear(dim_model, dim_model)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1)) if qk_norm else None
 
@@ -201,10 +225,10 @@ class MultiheadAttention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim_model"],
         context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
         k, v = self._keys_values(context)
-        out = F.scaled_dot_product_attention(self._queries(x), k, v)
-        return self._join_heads(out)
+        return self._join_heads(attend(self._queries(x), k, v, mask))
 
     def absorb(
         self,
@@ -222,17 +246,26 @@ class MultiheadAttention(nn.Module):
         return self._join_heads(state.out)
 
     def _queries(self, x: Tensor) -> Float[Tensor, "batch heads queries dim_head"]:
-        q = self._split_heads(self.to_q(x))
+        q = split_heads(self.to_q(x), self.num_heads)
         if self.temperature is None:
             return q
         return self.temperature.to(q.dtype) * F.rms_norm(q, q.shape[-1:])
 
     def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = map(self._split_heads, self.to_kv(context).chunk(2, dim=-1))
+        k, v = (split_heads(z, self.num_heads) for z in self.to_kv(context).chunk(2, dim=-1))
         return (k if self.temperature is None else F.rms_norm(k, k.shape[-1:])), v
 
-    def _split_heads(self, x: Tensor) -> Float[Tensor, "batch heads points dim_head"]:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def _join_heads(self, out: Tensor) -> Float[Tensor, "batch queries dim_model"]:
-        return self.to_out(out.transpose(1, 2).flatten(-2).to(self.to_out.weight.dtype))
+        return self.to_out(join_heads(out).to(self.to_out.weight.dtype))
+
+
+def split_heads(
+    x: Float[Tensor, "batch points dim_model"], num_heads: int
+) -> Float[Tensor, "batch heads points dim_head"]:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(
+    x: Float[Tensor, "batch heads points dim_head"],
+) -> Float[Tensor, "batch points dim_model"]:
+    return x.transpose(1, 2).flatten(-2)

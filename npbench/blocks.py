@@ -1,5 +1,6 @@
 """The layers that the models are made of."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -84,10 +85,12 @@ class SelfAttention(PreNorm):
         self.attention = MultiheadAttention(config.dim_model, config.num_heads, config.qk_norm)
 
     def forward(
-        self, x: Float[Tensor, "batch points dim_model"]
+        self,
+        x: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch #points points"] | None = None,
     ) -> Float[Tensor, "batch points dim_model"]:
         residual, h = self.normalise(x)
-        return residual + self.attention(h, h)
+        return residual + self.attention(h, h, mask)
 
 
 class CrossAttention(PreNorm):
@@ -106,9 +109,10 @@ class CrossAttention(PreNorm):
         self,
         x: Float[Tensor, "batch queries dim_model"],
         context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
         residual, h = self.normalise(x)
-        return residual + self.attention(h, self.norm_context(context))
+        return residual + self.attention(h, self.norm_context(context), mask)
 
     def absorb(
         self,
@@ -139,8 +143,64 @@ class QueryLayer(nn.Module):
         self,
         x: Float[Tensor, "batch target dim_model"],
         context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch #target points"] | None = None,
     ) -> Float[Tensor, "batch target dim_model"]:
-        return self.feedforward(self.attend(x, context))
+        return self.feedforward(self.attend(x, context, mask))
+
+
+class Decoder(nn.Module):
+    r"""Targets read one context a layer: $X_0 = \mathrm{MLP}(x_t)$, $X_i = \mathrm{QueryLayer}_i(
+    X_{i-1} \to C_i)$; returns $\mathrm{LN}(X_K)$.
+
+    Args:
+        config: the layers' common sizes.
+        dim_x: number of inputs of a target.
+        num_layers: number K of query layers.
+        embed_depth: linear layers of the MLP.
+    """
+
+    def __init__(self, config: LayerConfig, dim_x: int, num_layers: int, embed_depth: int) -> None:
+        super().__init__()
+        self.embed = MLP(dim_x, config.dim_model, config.dim_model, embed_depth)
+        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(config.dim_model)
+
+    def forward(
+        self,
+        xt: Float[Tensor, "batch target dim_x"],
+        contexts: Iterable[Float[Tensor, "batch points dim_model"]],
+        mask: Bool[Tensor, "batch #target points"] | None = None,
+    ) -> Float[Tensor, "batch target dim_model"]:
+        x = self.embed(xt)
+        for layer, context in zip(self.layers, contexts, strict=True):
+            x = layer(x, context, mask)
+        return self.norm(x)
+
+
+class TransformerLayer(nn.Module):
+    r"""Post-norm: $\mathrm{LN}(h + W_2\, \mathrm{ReLU}(W_1 h + b_1) + b_2)$ with
+    $h = \mathrm{LN}(x + \mathrm{Attn}(x \to c))$ (Vaswani et al., 2017)."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.attention = MultiheadAttention(
+            config.dim_model, config.num_heads, config.qk_norm, bias=True
+        )
+        self.norm_attention = nn.LayerNorm(config.dim_model)
+        self.expand = nn.Linear(config.dim_model, config.dim_feedforward)
+        self.contract = nn.Linear(config.dim_feedforward, config.dim_model)
+        self.norm_feedforward = nn.LayerNorm(config.dim_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        h = self.norm_attention(x + self.dropout(self.attention(x, context, mask)))
+        hidden = self.dropout(F.relu(self.expand(h)))
+        return self.norm_feedforward(h + self.dropout(self.contract(hidden)))
 
 
 class ConstantMemoryAttentionBlock(nn.Module):

@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, Metric
+
+from npbench.models.base import Evaluation
+from npbench.task import Task
 
 
 class TaskMean(Metric):
@@ -86,3 +89,47 @@ class Coverage(Metric):
 
     def compute(self) -> Tensor:
         return self.inside / self.count
+
+
+class RegressionMetrics(nn.Module):
+    """All that is measured of a model on tasks, by name.
+
+    `log_likelihood` and its standard error over tasks, `rmse`, the coverage of the central 50, 80
+    and 95 % intervals; and for tasks that know their exact answer the `gap` to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_task = nn.ModuleDict(
+            {"log_likelihood": TaskMean(), "log_likelihood_stderr": StandardError()}
+        )
+        self.gap = TaskMean()
+        self.rmse = MeanSquaredError(squared=False)
+        self.coverage = nn.ModuleDict(
+            {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
+        )
+
+    def update(self, task: Task, evaluation: Evaluation, jointly: bool) -> dict[str, Metric]:
+        """Add a batch; returns the metrics that apply to it.
+
+        Args:
+            task: with its targets' true values.
+            evaluation: what the model says of them.
+            jointly: whether the model scores all targets together, so that the gap is one to the
+                exact joint log-likelihood.
+        """
+        mean, std, y = evaluation.mean, evaluation.std, task.yt
+        if task.target_mask is not None:
+            mean, std, y = (values[task.target_mask] for values in (mean, std, y))
+        for metric in self.by_task.values():
+            metric.update(evaluation.log_likelihood)
+        self.rmse.update(mean.flatten(), y.flatten())
+        for metric in self.coverage.values():
+            metric.update(mean, std, y)
+        metrics = {**self.by_task, "rmse": self.rmse, **self.coverage}
+        if task.exact is not None:
+            exact = task.exact
+            ceiling = exact.joint_log_likelihood if jointly else exact.log_likelihood
+            self.gap.update(ceiling - evaluation.log_likelihood)
+            metrics["gap"] = self.gap
+        return metrics

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from npbench.models.base import Marginals
 from npbench.task import Task
 
 
@@ -44,13 +44,13 @@ class PredictionWriter(BasePredictionWriter):
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: Any,
+        prediction: Marginals,
         batch_indices: Sequence[int] | None,
         batch: Task,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        table = self._table(batch, prediction.mean, prediction.stddev)
+        table = self._table(batch, prediction.mean, prediction.std)
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._partial, table.schema)
         self._writer.write_table(table)

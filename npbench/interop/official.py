@@ -8,70 +8,155 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from npbench.models import CMANP, CNP, NeuralProcess
+from npbench import models
+from npbench.models import NeuralProcess
 
-# For each model: official constructor arguments → ours, then parameter names likewise.
-_CMANP_ARGUMENTS = {
-    "dim_x": "dim_x",
-    "dim_y": "dim_y",
+# Official constructor arguments → ours.
+_DIMS = {"dim_x": "dim_x", "dim_y": "dim_y"}
+_LAYERS = _DIMS | {
     "d_model": "dim_model",
     "nhead": "num_heads",
     "num_layers": "num_layers",
     "dim_feedforward": "dim_feedforward",
-    "num_latents": "num_latents",
-    "num_latents_per_layer": "num_block_latents",
     "emb_depth": "embed_depth",
     "dropout": "dropout",
     "bound_std": "bound_std",
 }
-_CNP_ARGUMENTS = {
-    "dim_x": "dim_x",
-    "dim_y": "dim_y",
+_LATENTS = _LAYERS | {"num_latents": "num_latents"}
+_BLOCKS = _LATENTS | {"num_latents_per_layer": "num_block_latents"}
+_JOINT = {
+    "cov_approx": "covariance",
+    "prj_dim": "dim_projection",
+    "prj_depth": "projection_depth",
+    "num_std_layers": "num_std_layers",
+}
+_AUTOREGRESSIVE = {"AND_block_size": "block_size"}
+_POOLED = _DIMS | {
     "dim_hid": "dim_hidden",
     "enc_pre_depth": "pre_depth",
     "enc_post_depth": "post_depth",
     "dec_depth": "decoder_depth",
 }
-# Arguments of how the official code computes, not of what.
-_IGNORED = {"CMAB_block_size"}
+_ATTENTIVE = _POOLED | {"enc_v_depth": "value_depth", "enc_qk_depth": "query_depth"}
+_LATENT = {"dim_lat": "dim_latent"}
+# Arguments of how the official code computes, not of what; and one that equals another.
+_IGNORED = {"CMAB_block_size", "diag_depth"}
 
-# Regular expressions, applied one after the other.
+# Official parameter names → ours: regular expressions, applied one after the other.
+_DECODER_NAMES = [
+    (r"^query_embedder\.", "decoder.embed."),
+    (r"^norm\.", "decoder.norm."),
+    (r"^decoder\.layers\.(\d+)\.cross_attn\.", r"decoder.layers.\1.attend."),
+    (r"^decoder\.layers\.(\d+)\.cross_ff\.", r"decoder.layers.\1.feedforward."),
+    (r"\.fn\.net\.0\.", ".expand."),
+    (r"\.fn\.net\.2\.", ".contract."),
+    (r"\.fn\.", ".attention."),
+    (r"^predictor\.", "head.mlp."),
+]
 _CMANP_NAMES = [
     (r"^embedder\.", "embed_points."),
-    (r"^query_embedder\.", "embed_targets."),
-    (r"^predictor\.", "head.mlp."),
     (r"^encoder\.layers\.", "blocks."),
-    (r"^decoder\.layers\.(\d+)\.cross_attn\.", r"query_layers.\1.attend."),
-    (r"^decoder\.layers\.(\d+)\.cross_ff\.", r"query_layers.\1.feedforward."),
     (r"\.layer_cross_attn\.", ".attend_points."),
     (r"\.layer_cross_ff\.", ".mix_block.0."),
     (r"\.layer_latent_self_attn\.", ".mix_block.1."),
     (r"\.layer_latent_ff\.", ".mix_block.2."),
-    (r"\.cross_attn\.", ".attend_block."),
-    (r"\.cross_ff\.", ".mix_latents.0."),
+    (r"^(blocks\.\d+)\.cross_attn\.", r"\1.attend_block."),
+    (r"^(blocks\.\d+)\.cross_ff\.", r"\1.mix_latents.0."),
     (r"\.latent_self_attn\.", ".mix_latents.1."),
     (r"\.latent_ff\.", ".mix_latents.2."),
-    (r"\.fn\.net\.0\.", ".expand."),
-    (r"\.fn\.net\.2\.", ".contract."),
-    (r"\.fn\.", ".attention."),
+    *_DECODER_NAMES,
 ]
-
-_CNP_NAMES = [
-    (r"^enc1\.net_(pre|post)\.", r"\1.0."),
-    (r"^enc2\.net_(pre|post)\.", r"\1.1."),
+_LBANP_NAMES = [
+    (r"^embedder\.", "embed_points."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"^(layers\.\d+)\.cross_attn\.", r"\1.attend_points."),
+    (r"^(layers\.\d+)\.cross_ff\.", r"\1.mix_latents.0."),
+    (r"\.latent_self_attn\.", ".mix_latents.1."),
+    (r"\.latent_ff\.", ".mix_latents.2."),
+    *_DECODER_NAMES,
+]
+_EQTNP_NAMES = [
+    (r"^embedder\.", "embed_points."),
+    (r"^encoder\.layers\.(\d+)\.dataset_self_attn\.", r"layers.\1.attend."),
+    (r"^encoder\.layers\.(\d+)\.ff\.", r"layers.\1.feedforward."),
+    *_DECODER_NAMES,
+]
+_TRANSFORMER_NAMES = [
+    (r"\.self_attn\.out_proj\.", ".attention.to_out."),
+    (r"\.self_attn\.in_proj_", ".attention.in_proj."),
+    (r"\.linear1\.", ".expand."),
+    (r"\.linear2\.", ".contract."),
+    (r"\.norm1\.", ".norm_attention."),
+    (r"\.norm2\.", ".norm_feedforward."),
+]
+_TNP_NAMES = [
+    (r"^embedder\.", "embed."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"^predictor\.", "head.mlp."),
+    *_TRANSFORMER_NAMES,
+]
+_JOINT_NAMES = [
+    # The diagonal head of the model that it extends, which it does not use.
+    (r"^predictor\.", "unused."),
+    (r"^mean_net\.", "head.mean."),
+    (r"^std_encoder\.layers\.", "head.std_layers."),
+    (r"^projector\.", "head.project."),
+    (r"^diag_net\.", "head.diagonal."),
+    *_TRANSFORMER_NAMES,
+]
+_NP_DECODER_NAMES = [
     (r"^dec\.fc\.", "head.mlp.0."),
-    (r"^dec\.mlp\.1\.", "head.mlp.2."),
-    (r"^dec\.mlp\.3\.", "head.mlp.4."),
+    (r"^dec\.fc_ctx\.", "head.mlp.0.context."),
+    (r"^dec\.mlp\.(\d+)\.", lambda match: f"head.mlp.{int(match[1]) + 1}."),
+]
+_POOLED_NAMES = [
+    (r"^(?:enc1|denc)\.net_(pre|post)\.", r"encoder.\1.0."),
+    (r"^(?:enc2|lenc)\.net_(pre|post)\.", r"encoder.\1.1."),
+    *_NP_DECODER_NAMES,
+]
+_ATTENTIVE_NAMES = [
+    (r"^(?:enc1|denc)\.net_v\.", "encoder.embed_values."),
+    (r"^(?:enc1|denc)\.net_qk\.", "encoder.embed_x."),
+    (r"^(?:enc1|denc)\.self_attn\.", "encoder.mix_values."),
+    (r"^(?:enc1|denc)\.attn\.", "encoder.attend."),
+    (r"^(?:enc2|lenc)\.net_pre\.0\.", "encoder.pre."),
+    (r"^(?:enc2|lenc)\.net_pre\.2\.", "encoder.mix."),
+    (r"^(?:enc2|lenc)\.net_post\.", "encoder.post."),
+    (r"\.fc_(q|k|v|out)\.", r".to_\1."),
+    (r"\.ln1\.", ".norm_attention."),
+    (r"\.ln2\.", ".norm_out."),
+    *_NP_DECODER_NAMES,
 ]
 
-_MODELS: dict[str, tuple[Callable[..., NeuralProcess], dict[str, str], list[tuple[str, str]]]] = {
-    "cmanp": (CMANP, _CMANP_ARGUMENTS, _CMANP_NAMES),
-    "cnp": (CNP, _CNP_ARGUMENTS, _CNP_NAMES),
+
+class _Official(NamedTuple):
+    model: type[NeuralProcess]
+    arguments: dict[str, str]
+    names: list[tuple[str, str | Callable[[re.Match], str]]]
+
+
+_MODELS = {
+    "cmanp": _Official(models.CMANP, _BLOCKS, _CMANP_NAMES),
+    "cmanpand": _Official(
+        models.CMANPAND, _BLOCKS | _JOINT | _AUTOREGRESSIVE, _JOINT_NAMES + _CMANP_NAMES
+    ),
+    "lbanp": _Official(models.LBANP, _LATENTS, _LBANP_NAMES),
+    "lbanpnd": _Official(models.LBANPND, _LATENTS | _JOINT, _JOINT_NAMES + _LBANP_NAMES),
+    "eqtnp": _Official(models.EQTNP, _LAYERS, _EQTNP_NAMES),
+    "tnpd": _Official(models.TNPD, _LAYERS, _TNP_NAMES),
+    "tnpa": _Official(models.TNPA, _LAYERS, _TNP_NAMES),
+    "tnpnd": _Official(models.TNPND, _LAYERS | _JOINT, _JOINT_NAMES + _TNP_NAMES),
+    "cnp": _Official(models.CNP, _POOLED, _POOLED_NAMES),
+    "canp": _Official(models.CANP, _ATTENTIVE, _ATTENTIVE_NAMES),
+    "np": _Official(models.NP, _POOLED | _LATENT, _POOLED_NAMES),
+    "anp": _Official(models.ANP, _ATTENTIVE | _LATENT, _ATTENTIVE_NAMES),
+    "bnp": _Official(models.BNP, _POOLED, _POOLED_NAMES),
+    "banp": _Official(models.BANP, _ATTENTIVE, _ATTENTIVE_NAMES),
 }
 
 
@@ -83,7 +168,8 @@ def load(
     """A model of ours with official weights, in eval mode.
 
     Args:
-        model: official name, such as "cmanp".
+        model: official name: cmanp, cmanpand, lbanp, lbanpnd, eqtnp, tnpd, tnpa, tnpnd, cnp, canp,
+            np, anp, bnp or banp.
         hparams: constructor arguments by their official names.
         state_dict: parameters by their official names, or the path of a checkpoint file; a file is
             read with `weights_only`, so that it cannot run code.
@@ -92,33 +178,77 @@ def load(
         ValueError: on an unknown model or argument, and on parameters that are missing, left over
             or of another shape.
     """
-    if model not in _MODELS:
-        raise ValueError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
-    constructor, arguments, names = _MODELS[model]
-    unknown = hparams.keys() - arguments.keys() - _IGNORED
+    official = _lookup(model)
+    unknown = hparams.keys() - official.arguments.keys() - _IGNORED
     if unknown:
         raise ValueError(
-            f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: {sorted(arguments)}"
+            f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: "
+            f"{sorted(official.arguments)}"
         )
-    missing = {"dim_x", "dim_y"} - hparams.keys()
+    missing = _DIMS.keys() - hparams.keys()
     if missing:
         raise ValueError(f"the hyper-parameters of {model} lack {sorted(missing)}")
-    ours = constructor(**{arguments[k]: v for k, v in hparams.items() if k not in _IGNORED})
+    arguments = {official.arguments[k]: v for k, v in hparams.items() if k not in _IGNORED}
+    ours = official.model(**arguments)
+    load_weights(ours, model, state_dict)
+    return ours.eval()
+
+
+def load_weights(
+    ours: NeuralProcess, model: str, state_dict: Mapping[str, Tensor] | str | PathLike
+) -> None:
+    """Put official weights into a model of ours.
+
+    Args:
+        ours: the model, of the same class and sizes.
+        model: its official name, as in `load`.
+        state_dict: as in `load`.
+
+    Raises:
+        ValueError: if `ours` is of another class, and as in `load`.
+    """
+    official = _lookup(model)
+    if type(ours) is not official.model:
+        raise ValueError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
+    renamed = {_rename(name, official.names): weight for name, weight in state_dict.items()}
     try:
-        ours.load_state_dict({_rename(name, names): w for name, w in state_dict.items()})
+        ours.load_state_dict(_reshape(renamed))
     except RuntimeError as error:
         raise ValueError(
             f"these weights are no {model} of these hyper-parameters: {error}"
         ) from error
-    return ours.eval()
 
 
-def _rename(name: str, names: list[tuple[str, str]]) -> str:
+def _lookup(model: str) -> _Official:
+    if model not in _MODELS:
+        raise ValueError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
+    return _MODELS[model]
+
+
+def _rename(name: str, names: list) -> str:
     for pattern, replacement in names:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what is not used, and split and join what is laid out in another way here."""
+    ours = {}
+    for name, weight in weights.items():
+        if name.startswith("unused."):
+            continue
+        if ".in_proj." in name:  # q, k and v on top of each other
+            dim_model = len(weight) // 3
+            ours[name.replace("in_proj", "to_q")] = weight[:dim_model]
+            ours[name.replace("in_proj", "to_kv")] = weight[dim_model:]
+        elif ".context." in name:  # the bootstrap's part of the head's first layer
+            joined = name.replace(".context", "")
+            ours[joined] = torch.cat([weights[joined], weight], dim=1)
+        else:
+            ours.setdefault(name, weight)
+    return ours
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -1,7 +1,32 @@
 """Neural processes: one file per family, `base.py` for the contract that they share."""
 
-from npbench.models.base import NeuralProcess
+from npbench.models.base import NeuralProcess, State
+from npbench.models.bootstrap import BANP, BNP
 from npbench.models.cmanp import CMANP, CMANPState
-from npbench.models.cnp import CNP, CNPState
+from npbench.models.cmanpand import CMANPAND
+from npbench.models.conditional import CANP, CNP, CNPState
+from npbench.models.eqtnp import EQTNP
+from npbench.models.latent import ANP, NP
+from npbench.models.lbanp import LBANP, LBANPND
+from npbench.models.tnp import TNPA, TNPD, TNPND
 
-__all__ = ["CMANP", "CNP", "CMANPState", "CNPState", "NeuralProcess"]
+__all__ = [
+    "ANP",
+    "BANP",
+    "BNP",
+    "CANP",
+    "CMANP",
+    "CMANPAND",
+    "CNP",
+    "EQTNP",
+    "LBANP",
+    "LBANPND",
+    "NP",
+    "TNPA",
+    "TNPD",
+    "TNPND",
+    "CMANPState",
+    "CNPState",
+    "NeuralProcess",
+    "State",
+]

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,14 +17,31 @@ from npbench.models.points import Door, Points, check_batch
 from npbench.structure import TensorRecord
 from npbench.task import Task
 
+AnyState = TypeVar("AnyState", bound="State")
 
-class State(TensorRecord, ABC):
-    """What a model keeps of its context: immutable tensors, one row a task."""
+
+@dataclass(frozen=True, eq=False)
+class State(TensorRecord):
+    """What a model keeps of its context: immutable tensors, in all of which one dimension (the
+    first, if a state does not say otherwise) counts the tasks."""
+
+    batch_dim: ClassVar[int] = 0
 
     @property
-    @abstractmethod
     def batch_size(self) -> int:
         """Number of tasks."""
+        return next(self.tensors()).shape[self.batch_dim]
+
+    def repeat(self: AnyState, times: int) -> AnyState:
+        """All tasks, `times` times over."""
+        return self.map(lambda tensor: torch.cat([tensor] * times, dim=self.batch_dim))
+
+
+class Marginals(NamedTuple):
+    """The mean and standard deviation of each target's value, taken by itself."""
+
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
 
 
 class Evaluation(NamedTuple):
@@ -57,7 +75,8 @@ class NeuralProcess(nn.Module, ABC):
 
     A model implements `_condition`, `_update` and `_query`; the public methods check what they are
     given first, so the private ones meet finite tensors of the right shapes. Its `__init__` is
-    decorated with `records_arguments`.
+    decorated with `records_arguments`. A model whose targets depend on each other has its own
+    `_evaluate` or `_sample` as well.
 
     Args:
         dim_x: number of inputs of a point.
@@ -65,6 +84,9 @@ class NeuralProcess(nn.Module, ABC):
     """
 
     hparams: dict[str, Any]
+
+    scores_jointly: ClassVar[bool] = False
+    """Whether `log_likelihood` is that of all targets together, whose ceiling is higher."""
 
     def __init__(self, dim_x: int, dim_y: int) -> None:
         super().__init__()
@@ -108,6 +130,7 @@ class NeuralProcess(nn.Module, ABC):
         if isinstance(xc, Tensor):
             if yc is None:
                 raise ValueError("condition got context inputs xc without outputs yc")
+            chunk_size = self._chunk_size() if chunk_size is None else chunk_size
             return self._condition(self._door.slices(xc, yc, mask, chunk_size))
         if yc is not None or mask is not None or chunk_size is not None:
             raise ValueError(
@@ -142,9 +165,29 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             ValueError: as `condition`, and when there are no targets.
         """
-        self._door.check_targets("xt", xt)
-        check_batch("xt", xt, state.batch_size)
+        self._check_targets(state, xt)
         return self._query(state, xt)
+
+    def marginals(
+        self,
+        state: State,
+        xt: Float[Tensor, "batch target dim_x"],
+        mask: Bool[Tensor, "batch target"] | None = None,
+    ) -> Marginals:
+        """The mean and standard deviation of each target's value, taken by itself.
+
+        Args:
+            state: of the context.
+            xt: target inputs.
+            mask: True where a target is real: those of a joint model see each other.
+
+        Raises:
+            ValueError: as `query`.
+        """
+        unknown = torch.zeros_like(xt[..., :1]).expand(*xt.shape[:-1], self.dim_y)
+        targets = self._door.points("xt", xt, "yt", unknown, mask)
+        self._check_targets(state, targets.x)
+        return self._marginals(state, targets)
 
     def forward(
         self,
@@ -158,14 +201,14 @@ class NeuralProcess(nn.Module, ABC):
 
     def evaluate(self, task: Task) -> Evaluation:
         """Each task's log-likelihood, and the mean and standard deviation at each target."""
-        targets = self._targets(task)
-        dist = self.forward(task.xc, task.yc, targets.x, task.context_mask)
-        log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
-        return Evaluation(log_likelihood, dist.mean, dist.stddev)
+        return self._evaluate(*self._read(task))
 
     def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
-        """Each task's log-likelihood in nats: summed over outputs, averaged over real targets."""
-        return self.evaluate(task).log_likelihood
+        """Each task's log-likelihood in nats: summed over outputs, averaged over real targets.
+
+        Joint and autoregressive models give the joint log-density divided by the number of targets.
+        """
+        return self._log_likelihood(*self._read(task))
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """What training minimises: the negative log-likelihood per target, averaged over tasks."""
@@ -174,21 +217,56 @@ class NeuralProcess(nn.Module, ABC):
     def sample(
         self, state: State, xt: Float[Tensor, "batch target dim_x"], num_samples: int = 1
     ) -> Float[Tensor, "samples batch target dim_y"]:
-        """Draws of the targets' values."""
-        samples = self.query(state, xt).sample(torch.Size([num_samples]))
+        """Draws of the targets' values.
+
+        Raises:
+            ValueError: as `query`, and when `num_samples` is not 1 or more.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be 1 or more")
+        self._check_targets(state, xt)
+        with torch.no_grad():
+            return self._sample(state, xt, num_samples)
+
+    def _chunk_size(self) -> int | None:
+        """How many points `condition` absorbs at a time where it is not told."""
+        return None
+
+    def _marginals(self, state: State, targets: Points) -> Marginals:
+        dist = self._query(state, targets.x)
+        return Marginals(dist.mean, dist.stddev)
+
+    def _evaluate(self, state: State, targets: Points) -> Evaluation:
+        dist = self._query(state, targets.x)
+        log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
+        return Evaluation(log_likelihood, dist.mean, dist.stddev)
+
+    def _log_likelihood(self, state: State, targets: Points) -> Float[Tensor, "batch"]:
+        return self._evaluate(state, targets).log_likelihood
+
+    def _sample(
+        self, state: State, xt: Tensor, num_samples: int
+    ) -> Float[Tensor, "samples batch target dim_y"]:
+        samples = self._query(state, xt).sample(torch.Size([num_samples]))
         return samples.reshape(num_samples, *xt.shape[:2], self.dim_y)
 
     @property
     def _door(self) -> Door:
         return Door(self.dim_x, self.dim_y, next(self.parameters()).dtype)
 
-    def _targets(self, task: Task) -> Points:
-        """The task's targets, checked, with 0 at padding."""
+    def _check_targets(self, state: State, xt: Tensor) -> None:
+        self._door.check_targets("xt", xt)
+        check_batch("xt", xt, state.batch_size)
+
+    def _read(self, task: Task) -> tuple[State, Points]:
+        """The state of the task's context, and its targets: checked, with 0 at padding."""
         if task.yt is None:
             raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
         targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
         self._door.check_no_task_is_empty("target_mask", targets.mask)
-        return targets
+        state = self.condition(task.xc, task.yc, task.context_mask)
+        self._check_targets(state, targets.x)
+        return state, targets
 
 
 @contextmanager

@@ -7,18 +7,15 @@ from functools import reduce
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Distribution
 
 from npbench.attention import AttentionState
-from npbench.blocks import (
-    MLP,
-    ConstantMemoryAttentionBlock,
-    LayerConfig,
-    QueryLayer,
-)
+from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
 from npbench.likelihoods import DiagonalGaussian
 from npbench.models.base import NeuralProcess, State, records_arguments
 from npbench.models.points import Points
+
+_INFERENCE_CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +27,10 @@ class CMANPState(State):
     right after `merge`, which knows no model, until `query` works them out.
     """
 
+    batch_dim = 1
+
     attention: AttentionState
     latents: Float[Tensor, "layers batch num_latents dim_model"] | None
-
-    @property
-    def batch_size(self) -> int:
-        return self.attention.lse.shape[1]
 
     def merge(self, other: "CMANPState") -> "CMANPState":
         """The state of the union of two contexts, exact in any order and any tree of merges.
@@ -70,6 +65,9 @@ class CMANP(NeuralProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
+        context_chunk_size: how many context points `condition` embeds and absorbs at a time. By
+            default all at once while gradients are recorded, and 4,096 otherwise, where chunks cost
+            nothing: the memory of conditioning then does not depend on N.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024; the defaults are its configuration (1,341,634 parameters for one input and output).
@@ -99,17 +97,19 @@ class CMANP(NeuralProcess):
         bound_std: bool = False,
         qk_norm: bool = False,
         norm_residual: bool = True,
+        context_chunk_size: int | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y)
+        if context_chunk_size is not None and context_chunk_size < 1:
+            raise ValueError(f"context_chunk_size={context_chunk_size} must be 1 or more")
+        self.context_chunk_size = context_chunk_size
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm, norm_residual)
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
-        self.embed_targets = MLP(dim_x, dim_model, dim_model, embed_depth)
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.blocks = nn.ModuleList(
             ConstantMemoryAttentionBlock(config, num_block_latents) for _ in range(num_layers)
         )
-        self.query_layers = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(dim_model)
+        self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
         self.head = DiagonalGaussian(
             dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
         )
@@ -126,16 +126,23 @@ class CMANP(NeuralProcess):
     def _update(self, state: CMANPState, points: Points) -> CMANPState:
         return self._state(state.attention.merge(self._absorb(points)))
 
-    def _query(self, state: CMANPState, xt: Tensor) -> Independent:
+    def _query(self, state: CMANPState, xt: Tensor) -> Distribution:
+        return self.head(self._encode_targets(state, xt))
+
+    def _encode_targets(
+        self, state: CMANPState, xt: Tensor
+    ) -> Float[Tensor, "batch target dim_model"]:
         latents = self._encode(state.attention) if state.latents is None else state.latents
-        x = self.embed_targets(xt)
-        for layer, z in zip(self.query_layers, latents, strict=True):
-            x = layer(x, z)
-        return self.head(self.norm(x))
+        return self.decoder(xt, latents)
+
+    def _chunk_size(self) -> int | None:
+        if self.context_chunk_size is None and not torch.is_grad_enabled():
+            return _INFERENCE_CHUNK
+        return self.context_chunk_size
 
     def _absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points: one embedding, seen by all blocks."""
-        embedding = self.embed_points(torch.cat([points.x, points.y], dim=-1))
+        embedding = self.embed_points(points.xy)
         return AttentionState.stack([block.absorb(embedding, points.mask) for block in self.blocks])
 
     def _encode(

@@ -2,19 +2,80 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
+from npbench.structure import TensorRecord
 
-class Points(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Points(TensorRecord):
     """A checked set of points: inputs, outputs, and which of them are real (None: all)."""
 
     x: Float[Tensor, "batch points dim_x"]
     y: Float[Tensor, "batch points dim_y"]
     mask: Bool[Tensor, "batch points"] | None = None
+
+    @property
+    def xy(self) -> Float[Tensor, "batch points dim_xy"]:
+        return torch.cat([self.x, self.y], dim=-1)
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "batch 1 points"] | None:
+        """The mask as attention takes it: the same points for every query."""
+        return None if self.mask is None else self.mask[:, None]
+
+    @property
+    def count(self) -> Float[Tensor, "batch"]:
+        """Number of real points of each task."""
+        if self.mask is None:
+            return self.x.new_full([len(self.x)], self.x.shape[1])
+        return self.mask.sum(dim=-1).to(self.x.dtype)
+
+    @classmethod
+    def union(cls, sets: Iterable["Points"]) -> "Points":
+        """All points of all sets, in their order."""
+        sets = list(sets)
+        if len(sets) == 1:
+            return sets[0]
+        mask = None
+        if any(points.mask is not None for points in sets):
+            mask = torch.cat([points.full_mask for points in sets], dim=1)
+        x, y = (torch.cat([getattr(points, z) for points in sets], dim=1) for z in "xy")
+        return cls(x, y, mask)
+
+    @property
+    def full_mask(self) -> Bool[Tensor, "batch points"]:
+        if self.mask is not None:
+            return self.mask
+        return self.x.new_ones(self.x.shape[:2], dtype=torch.bool)
+
+    def take(self, order: Integer[Tensor, "batch points"]) -> "Points":
+        """The points at these places of each task."""
+        return self.map(lambda z: take(z, order))
+
+    @property
+    def real_first(self) -> Integer[Tensor, "batch points"]:
+        """The order that puts all padding behind the real points."""
+        return torch.argsort((~self.full_mask).byte(), dim=-1, stable=True)
+
+    def blocks(self, size: int) -> Iterator["Points"]:
+        """The points, `size` at a time."""
+        for start in range(0, self.x.shape[1], size):
+            yield self[start : start + size]
+
+    def __getitem__(self, places: slice) -> "Points":
+        return self.map(lambda z: z[:, places])
+
+
+def take(
+    values: Shaped[Tensor, "batch points *rest"], order: Integer[Tensor, "batch places"]
+) -> Shaped[Tensor, "batch places *rest"]:
+    """Each task's values at its own places."""
+    return values[torch.arange(len(values), device=values.device)[:, None], order]
 
 
 @dataclass(frozen=True)

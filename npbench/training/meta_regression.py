@@ -7,10 +7,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
-from torchmetrics import MeanSquaredError, Metric
 
-from npbench.metrics import Coverage, StandardError, TaskMean
-from npbench.models.base import Evaluation, NeuralProcess, evaluating
+from npbench.metrics import RegressionMetrics
+from npbench.models.base import Marginals, NeuralProcess, evaluating
 from npbench.task import Task
 
 
@@ -20,7 +19,8 @@ class MetaRegression(L.LightningModule):
     Logs, for each of `train`, `val` and `test`: the log-likelihood per target in nats (and its
     standard error over tasks), the root mean square error, and the coverage of the central 50, 80
     and 95 % intervals. Where the tasks carry their exact answer, also the `gap` to it: how many
-    nats per target the model loses against whoever knows the process.
+    nats per target the model loses against whoever knows the process, and scores all targets
+    together if the model does (joint and autoregressive ones), or else one by one.
 
     Args:
         model: the neural process.
@@ -57,7 +57,7 @@ class MetaRegression(L.LightningModule):
         self.warmup_steps = warmup_steps
         self._save_hyperparameters()
         self.train_metrics, self.val_metrics, self.test_metrics = (
-            _RegressionMetrics() for _ in range(3)
+            RegressionMetrics() for _ in range(3)
         )
 
     def forward(self, task: Task) -> torch.distributions.Distribution:
@@ -77,12 +77,14 @@ class MetaRegression(L.LightningModule):
     def test_step(self, task: Task, batch_idx: int) -> None:
         self._measure("test", task)
 
-    def predict_step(self, task: Task, batch_idx: int) -> torch.distributions.Distribution:
-        return self(task)
+    def predict_step(self, task: Task, batch_idx: int) -> Marginals:
+        state = self.model.condition(task.xc, task.yc, task.context_mask)
+        return self.model.marginals(state, task.xt, task.target_mask)
 
     def _measure(self, stage: str, task: Task) -> None:
-        metrics: _RegressionMetrics = getattr(self, f"{stage}_metrics")
-        for name, metric in metrics.update(task, self.model.evaluate(task)).items():
+        metrics: RegressionMetrics = getattr(self, f"{stage}_metrics")
+        evaluation = self.model.evaluate(task)
+        for name, metric in metrics.update(task, evaluation, self.model.scores_jointly).items():
             shown = name == "log_likelihood" and stage != "train"
             self.log(
                 f"{stage}/{name}",
@@ -162,34 +164,3 @@ class MetaRegression(L.LightningModule):
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
             "init_args": self.model.hparams,
         }
-
-
-class _RegressionMetrics(torch.nn.Module):
-    """The metrics of one stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_task = torch.nn.ModuleDict(
-            {"log_likelihood": TaskMean(), "log_likelihood_stderr": StandardError()}
-        )
-        self.gap = TaskMean()
-        self.rmse = MeanSquaredError(squared=False)
-        self.coverage = torch.nn.ModuleDict(
-            {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
-        )
-
-    def update(self, task: Task, evaluation: Evaluation) -> dict[str, Metric]:
-        """Add a batch; returns the metrics that apply to it, by name."""
-        mean, std, y = evaluation.mean, evaluation.std, task.yt
-        if task.target_mask is not None:
-            mean, std, y = (values[task.target_mask] for values in (mean, std, y))
-        for metric in self.by_task.values():
-            metric.update(evaluation.log_likelihood)
-        self.rmse.update(mean.flatten(), y.flatten())
-        for metric in self.coverage.values():
-            metric.update(mean, std, y)
-        metrics = {**self.by_task, "rmse": self.rmse, **self.coverage}
-        if task.exact is not None:
-            self.gap.update(task.exact.log_likelihood - evaluation.log_likelihood)
-            metrics["gap"] = self.gap
-        return metrics

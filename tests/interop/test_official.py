@@ -41,7 +41,7 @@ def test_official_arguments_become_ours(
     assert isinstance(model, CMANP)
     assert not model.training
     assert model.latents.shape == (hparams["num_latents"], hparams["d_model"])
-    assert len(model.blocks) == len(model.query_layers) == hparams["num_layers"]
+    assert len(model.blocks) == len(model.decoder.layers) == hparams["num_layers"]
     for block in model.blocks:
         assert len(block.latents) == hparams["num_latents_per_layer"]
         assert block.attend_points.attention.num_heads == hparams["nhead"]
@@ -52,15 +52,15 @@ def test_official_arguments_become_ours(
     ("theirs", "ours"),
     [
         ("embedder.0.weight", "embed_points.0.weight"),
-        ("query_embedder.6.bias", "embed_targets.6.bias"),
+        ("query_embedder.6.bias", "decoder.embed.6.bias"),
         ("predictor.2.weight", "head.mlp.2.weight"),
         ("encoder.layers.1.layer_cross_attn.fn.to_q.weight",
          "blocks.1.attend_points.attention.to_q.weight"),
         ("encoder.layers.0.cross_attn.fn.to_kv.weight",
          "blocks.0.attend_block.attention.to_kv.weight"),
         ("decoder.layers.1.cross_attn.norm_context.weight",
-         "query_layers.1.attend.norm_context.weight"),
-        ("decoder.layers.0.cross_ff.fn.net.0.bias", "query_layers.0.feedforward.expand.bias"),
+         "decoder.layers.1.attend.norm_context.weight"),
+        ("decoder.layers.0.cross_ff.fn.net.0.bias", "decoder.layers.0.feedforward.expand.bias"),
     ],
 )  # fmt: skip
 def test_official_names_become_ours(

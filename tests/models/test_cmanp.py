@@ -435,7 +435,7 @@ def test_the_largest_tensor_of_conditioning_at_once_does_grow() -> None:
     for num_points in (2_000, 20_000):
         x, y = random_points(1, num_points)
         with torch.no_grad(), LargestTensor((x, y)) as peak:
-            model.condition(x, y)
+            model.condition(x, y, chunk_size=num_points)
         sizes.append(peak.nbytes)
     assert sizes[1] == 10 * sizes[0]
 
