@@ -184,9 +184,8 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             ValueError: as `query`.
         """
-        unknown = torch.zeros_like(xt[..., :1]).expand(*xt.shape[:-1], self.dim_y)
-        targets = self._door.points("xt", xt, "yt", unknown, mask)
-        self._check_targets(state, targets.x)
+        targets = self._door.targets("xt", xt, mask)
+        check_batch("xt", targets.x, state.batch_size)
         return self._marginals(state, targets)
 
     def forward(

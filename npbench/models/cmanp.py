@@ -15,7 +15,7 @@ from npbench.likelihoods import DiagonalGaussian
 from npbench.models.base import NeuralProcess, State, records_arguments
 from npbench.models.points import Points
 
-_INFERENCE_CHUNK = 4096
+_INFERENCE_CHUNK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class CMANP(NeuralProcess):
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
         context_chunk_size: how many context points `condition` embeds and absorbs at a time. By
-            default all at once while gradients are recorded, and 4,096 otherwise, where chunks cost
+            default all at once while gradients are recorded, and 1,024 otherwise, where chunks cost
             nothing: the memory of conditioning then does not depend on N.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,

@@ -89,7 +89,7 @@ class CMANPAND(JointProcess, CMANP):
 
     def _log_likelihood(self, state: CMANPState, targets: Points) -> Float[Tensor, "batch"]:
         total, before = 0.0, None
-        for block in targets.take(targets.real_first).blocks(self.block_size):
+        for block in targets.packed().blocks(self.block_size):
             if before is not None:
                 state = self._update(state, before)
             total = total + log_density(self._joint(state, block), block)
@@ -102,13 +102,14 @@ class CMANPAND(JointProcess, CMANP):
 
     def _marginals(self, state: CMANPState, targets: Points) -> Marginals:
         """Given the context alone; a target's standard deviation depends on its block's others."""
-        order = targets.real_first
         moments = []
-        for block in targets.take(order).blocks(self.block_size):
+        for block in targets.packed().blocks(self.block_size):
             dist = self._joint(state, block)
             moments.append(torch.stack([dist.mean, dist.stddev], dim=-1))
         moments = torch.cat(moments, dim=1).unflatten(1, (-1, self.dim_y))
-        return Marginals(*take(moments, torch.argsort(order, dim=-1)).unbind(dim=-1))
+        if targets.mask is not None:
+            moments = take(moments, torch.argsort(targets.real_first, dim=-1))
+        return Marginals(*moments.unbind(dim=-1))
 
     def _sample(
         self, state: CMANPState, xt: Tensor, num_samples: int

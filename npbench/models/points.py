@@ -57,9 +57,13 @@ class Points(TensorRecord):
         """The points at these places of each task."""
         return self.map(lambda z: take(z, order))
 
+    def packed(self) -> "Points":
+        """The same points, all padding behind the real ones."""
+        return self if self.mask is None else self.take(self.real_first)
+
     @property
     def real_first(self) -> Integer[Tensor, "batch points"]:
-        """The order that puts all padding behind the real points."""
+        """The order of the points in `packed`."""
         return torch.argsort((~self.full_mask).byte(), dim=-1, stable=True)
 
     def blocks(self, size: int) -> Iterator["Points"]:
@@ -100,6 +104,13 @@ class Door:
                 f"tasks or points"
             )
         return Points(x, y, mask)
+
+    def targets(self, name: str, x: Any, mask: Any = None) -> Points:
+        """Targets whose values are not known (0)."""
+        if mask is not None:
+            x, _ = self._masked(name, x, None, mask)
+        self.check_targets(name, x)
+        return Points(x, x.new_zeros(*x.shape[:2], self.dim_y), mask)
 
     def check_targets(self, name: str, x: Any) -> None:
         """Refuse what no prediction can be made at."""

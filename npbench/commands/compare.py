@@ -1,0 +1,308 @@
+"""`npbench compare`: several models on the same tasks."""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+
+import lightning as L
+import pandas as pd
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from npbench.messages import explain
+from npbench.metrics import RegressionMetrics
+from npbench.models.base import NeuralProcess, evaluating
+from npbench.profiling import measure
+from npbench.task import Task
+from npbench.training import MetaRegression
+
+_DESCRIPTION = """\
+Evaluate several models on the same tasks.
+
+  npbench compare runs/gp/cmanp/version_0 runs/gp/tnpd/version_0
+  npbench compare CMANP=a/best.ckpt TNP-D=b/best.ckpt --config configs/gp/cmanp.yaml
+  npbench compare RUN RUN --data.kernel configs/gp/kernels/matern52.yaml --data.num_test_tasks 1600
+
+A RUN is a run's folder (of which best.ckpt is taken, or last.ckpt) or a checkpoint. The tasks are
+the test tasks of the first run's configuration, unless --config names another; any field of its
+data section can be set with --data.FIELD."""
+
+
+@dataclass
+class Run:
+    """A model to compare."""
+
+    name: str
+    checkpoint: Path
+    model: NeuralProcess
+
+    @property
+    def config(self) -> Path:
+        return self.checkpoint.parents[1] / "config.yaml"
+
+
+def run(args: Sequence[str]) -> None:
+    options, data_options = _options().parse_known_args(args)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    runs = load_runs(options.runs)
+    data = load_data(options.config or runs[0].config, data_options)
+    console = Console()
+    with _progress(console) as progress:
+        table, tasks = compare(runs, data, device, options.sizes, progress)
+    console.print(render(table, len(tasks), options.sizes))
+    options.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(options.out / "comparison.csv", float_format="%.6g")
+    tasks.to_csv(options.out / "tasks.csv", index_label="task", float_format="%.6g")
+    draw(table, tasks).savefig(options.out / "comparison.png")
+    print(f"comparison.csv, tasks.csv and comparison.png written to {options.out}")
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npbench compare",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
+    parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs=3,
+        default=(1000, 1000, 10),
+        metavar=("N", "M", "n"),
+        help="context points, targets and new points at which condition, query and update are "
+        "timed, and the state is weighed, for one task (default: 1000 1000 10)",
+    )
+    return parser
+
+
+def load_runs(arguments: Sequence[str]) -> list[Run]:
+    """The models of these runs; those without a name are called after their class, or after their
+    folder where several are of one class.
+
+    Raises:
+        ValueError: if there is no checkpoint, or two runs have one name.
+    """
+    runs = []
+    for argument in arguments:
+        name, equals, path = argument.rpartition("=")
+        checkpoint = _checkpoint(Path(path))
+        module = MetaRegression.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True
+        )
+        runs.append(Run(name if equals else type(module.model).__name__, checkpoint, module.model))
+    names = [run.name for run in runs]
+    for run, argument in zip(runs, arguments):
+        if names.count(run.name) > 1 and "=" not in argument:
+            run.name = argument
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"two runs have one name: {', '.join(run.name for run in runs)}")
+    return runs
+
+
+def _checkpoint(path: Path) -> Path:
+    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    found = next((file for file in [path, *candidates] if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"{path} is neither a checkpoint nor the folder of a run with one")
+    return found
+
+
+def load_data(config: Path, options: Sequence[str]) -> L.LightningDataModule:
+    """The data module of a configuration's `data` section, with fields set by `--data` options.
+
+    Raises:
+        ValueError: if there is no such file or section.
+    """
+    if not config.is_file():
+        raise ValueError(f"there is no {config}; name a file with a data section by --config")
+    section = yaml.safe_load(config.read_text()).get("data")
+    if section is None:
+        raise ValueError(f"{config} has no data section")
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(
+        L.LightningDataModule, "data", subclass_mode=True, required=True
+    )
+    with chdir(config.parent):  # to which the files that it names are relative
+        section = parser.parse_object({"data": section})
+    section = json.loads(parser.dump(section, format="json"))["data"]
+    try:
+        parsed = parser.parse_args([f"--data={json.dumps(section)}", *options])
+    except argparse.ArgumentError as error:
+        raise ValueError(explain(str(error), list(section["init_args"]))) from error
+    return parser.instantiate_classes(parsed).data
+
+
+def compare(
+    runs: Sequence[Run],
+    data: L.LightningDataModule,
+    device: torch.device,
+    sizes: Sequence[int],
+    progress: Progress,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Evaluate all models on the test tasks of `data`.
+
+    Returns:
+        One row a model, the best first, with its difference to the best and that one's standard
+        error over tasks; and one row a task: number of context points, the exact answers where they
+        are known, and each model's log-likelihood.
+    """
+    data.prepare_data()
+    data.setup("test")
+    batches = data.test_dataloader()
+    rows, tasks = {}, pd.DataFrame(_facts(batches))
+    for run in runs:
+        model = run.model.to(device)
+        described = progress.track(batches, total=len(batches), description=run.name)
+        rows[run.name], tasks[run.name] = evaluate(model, described, device)
+        rows[run.name] |= cost(model, device, sizes)
+        run.model.cpu()
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    table = table.sort_values("log_likelihood", ascending=False)
+    difference = tasks[table.index].sub(tasks[table.index[0]], axis=0)
+    table.insert(2, "difference", difference.mean())
+    table.insert(3, "difference_stderr", difference.sem())
+    return table, tasks
+
+
+def evaluate(
+    model: NeuralProcess, batches: Iterable[Task], device: torch.device
+) -> tuple[dict[str, float], list[float]]:
+    """The metrics over all tasks, and each task's log-likelihood."""
+    metrics, measured, by_task = RegressionMetrics().to(device), {}, []
+    with evaluating(model), _own_randomness(device):
+        for task in batches:
+            task = task.to(device)
+            evaluation = model.evaluate(task)
+            measured |= metrics.update(task, evaluation, model.scores_jointly)
+            by_task += evaluation.log_likelihood.tolist()
+    return {name: float(metric.compute()) for name, metric in measured.items()}, by_task
+
+
+def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
+    """Parameters; bytes of the state and milliseconds of each phase, for one task of these sizes:
+    context points, targets, new points."""
+    with evaluating(model), _own_randomness(device):
+        context, target, new = (
+            [torch.randn(1, size, dim, device=device) for dim in (model.dim_x, model.dim_y)]
+            for size in sizes
+        )
+        state = model.condition(*context)
+        phases = {
+            "condition_ms": lambda: model.condition(*context),
+            "query_ms": lambda: model.marginals(state, target[0]),
+            "update_ms": lambda: model.update(state, *new),
+        }
+        times = {name: measure(phase, device).seconds for name, phase in phases.items()}
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "state_bytes": state.nbytes,
+        **{name: nan if seconds is None else 1000 * seconds for name, seconds in times.items()},
+    }
+
+
+def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
+    """The comparison as two tables for the terminal: how good, and at what cost."""
+    quality = _table(
+        ["model", "log-lik.", "difference", "gap", "RMSE", "50 %", "95 %"],
+        f"{num_tasks:,} tasks; nats per target ± standard error; difference to the first, paired "
+        f"by task",
+    )
+    costs = _table(
+        ["model", "parameters", "state", "condition", "query", "update"],
+        f"one task of {sizes[0]:,} context points, {sizes[1]:,} targets, {sizes[2]:,} new points",
+    )
+    for name, row in table.iterrows():
+        first = name == table.index[0]
+        quality.add_row(
+            str(name),
+            f"{row.log_likelihood:.3f} ± {row.log_likelihood_stderr:.3f}",
+            "" if first else f"{row.difference:.3f} ± {row.difference_stderr:.3f}",
+            f"{row.gap:.3f}" if "gap" in row else "",
+            f"{row.rmse:.3f}",
+            f"{row.coverage_50:.1%}",
+            f"{row.coverage_95:.1%}",
+        )
+        costs.add_row(
+            str(name),
+            f"{row.parameters:,.0f}",
+            f"{row.state_bytes / 1024:,.1f} KiB",
+            *(f"{row[f'{phase}_ms']:.1f} ms" for phase in ("condition", "query", "update")),
+        )
+    return Group(quality, costs)
+
+
+def _table(columns: Sequence[str], caption: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    return table
+
+
+def draw(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
+    """Log-likelihoods with two standard errors, over all tasks and by the context's size."""
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
+    overall, by_size = figure.subplots(1, 2, width_ratios=[1, 1.3])
+    bins = pd.qcut(tasks["num_context"], 8, duplicates="drop")
+    grouped = tasks.groupby(bins, observed=True)
+    x = grouped["num_context"].mean()
+    for place, (name, row) in enumerate(table.iterrows()):
+        color = f"C{place % 10}"
+        overall.errorbar(
+            row.log_likelihood, -place, xerr=2 * row.log_likelihood_stderr, fmt="o", color=color,
+            capsize=3,
+        )  # fmt: skip
+        by_size.plot(x, grouped[name].mean(), "o-", ms=3, color=color, label=str(name))
+    for column, style in {"exact": "--", "exact jointly": ":"}.items():
+        if column in tasks:
+            overall.axvline(tasks[column].mean(), color="black", ls=style, lw=1)
+            by_size.plot(x, grouped[column].mean(), color="black", ls=style, lw=1, label=column)
+    overall.set_yticks([-place for place in range(len(table))], [str(n) for n in table.index])
+    overall.set_xlabel("log-likelihood per target")
+    by_size.set_xlabel("context points")
+    by_size.set_ylabel("log-likelihood per target")
+    by_size.legend(fontsize=7, frameon=False)
+    for axis in (overall, by_size):
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _facts(batches: Iterable[Task]) -> dict[str, list[float]]:
+    """What is known of each task without a model."""
+    facts: dict[str, list[float]] = defaultdict(list)
+    for task in batches:
+        mask = task.context_mask
+        counts = [task.xc.shape[1]] * task.batch_size if mask is None else mask.sum(-1).tolist()
+        facts["num_context"] += counts
+        if task.exact is not None:
+            facts["exact"] += task.exact.log_likelihood.tolist()
+            facts["exact jointly"] += task.exact.joint_log_likelihood.tolist()
+    return facts
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """The same random numbers for every model, and none taken from the caller's."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def _progress(console: Console) -> Progress:
+    columns = "[progress.description]{task.description}", BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
