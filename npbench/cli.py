@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
+from npbench.commands import compare, import_official
 from npbench.messages import explain
 
 _DESCRIPTION = """\
@@ -24,6 +25,8 @@ Train, measure and use constant-memory neural processes.
   npbench fit --config configs/gp/cmanp-small.yaml --trainer.max_steps 500
   npbench test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+  npbench compare RUN RUN ...         # several models on the same tasks; npbench compare --help
+  npbench import-official CKPT ...    # weights of the paper's official code
 
 Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
 and TensorBoard), figures and checkpoints. A run that was cut off goes on exactly where it was with
@@ -35,6 +38,9 @@ _SUBCOMMANDS = {
     "test": "Evaluate a checkpoint on the test tasks.",
     "predict": "Write a checkpoint's predictions to a Parquet file.",
 }
+
+# Commands that are not the trainer's: each parses its own arguments.
+_COMMANDS = {"compare": compare.run, "import-official": import_official.run}
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -99,7 +105,10 @@ class NPBenchCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that a user can mend ends in one sentence and exit code 1."""
     quieten()
+    command, *rest = (sys.argv[1:] if args is None else args) or [""]
     try:
+        if command in _COMMANDS:
+            return _COMMANDS[command](rest)
         NPBenchCLI(
             L.LightningModule,
             L.LightningDataModule,

@@ -1,10 +1,9 @@
 """`npbench compare`: several models on the same tasks."""
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -12,15 +11,13 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from npbench.messages import explain
+from npbench.commands.sections import instantiate
 from npbench.metrics import RegressionMetrics
 from npbench.models.base import NeuralProcess, evaluating
 from npbench.profiling import measure
@@ -56,7 +53,8 @@ def run(args: Sequence[str]) -> None:
     options, data_options = _options().parse_known_args(args)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = load_runs(options.runs)
-    data = load_data(options.config or runs[0].config, data_options)
+    config = options.config or runs[0].config
+    data = instantiate(config, "data", L.LightningDataModule, data_options)
     console = Console()
     with _progress(console) as progress:
         table, tasks = compare(runs, data, device, options.sizes, progress)
@@ -121,31 +119,6 @@ def _checkpoint(path: Path) -> Path:
     if found is None:
         raise ValueError(f"{path} is neither a checkpoint nor the folder of a run with one")
     return found
-
-
-def load_data(config: Path, options: Sequence[str]) -> L.LightningDataModule:
-    """The data module of a configuration's `data` section, with fields set by `--data` options.
-
-    Raises:
-        ValueError: if there is no such file or section.
-    """
-    if not config.is_file():
-        raise ValueError(f"there is no {config}; name a file with a data section by --config")
-    section = yaml.safe_load(config.read_text()).get("data")
-    if section is None:
-        raise ValueError(f"{config} has no data section")
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(
-        L.LightningDataModule, "data", subclass_mode=True, required=True
-    )
-    with chdir(config.parent):  # to which the files that it names are relative
-        section = parser.parse_object({"data": section})
-    section = json.loads(parser.dump(section, format="json"))["data"]
-    try:
-        parsed = parser.parse_args([f"--data={json.dumps(section)}", *options])
-    except argparse.ArgumentError as error:
-        raise ValueError(explain(str(error), list(section["init_args"]))) from error
-    return parser.instantiate_classes(parsed).data
 
 
 def compare(

@@ -212,13 +212,10 @@ def load_weights(
         raise ValueError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
-    renamed = {_rename(name, official.names): weight for name, weight in state_dict.items()}
-    try:
-        ours.load_state_dict(_reshape(renamed))
-    except RuntimeError as error:
-        raise ValueError(
-            f"these weights are no {model} of these hyper-parameters: {error}"
-        ) from error
+    weights = _reshape({_rename(name, official.names): w for name, w in state_dict.items()})
+    if difference := _difference(ours.state_dict(), weights):
+        raise ValueError(f"these weights are no {model} of these hyper-parameters: {difference}")
+    ours.load_state_dict(weights)
 
 
 def _lookup(model: str) -> _Official:
@@ -249,6 +246,24 @@ def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             ours.setdefault(name, weight)
     return ours
+
+
+def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What does not fit, by our names; empty if all does."""
+    misfits = {
+        "missing": [name for name in ours if name not in theirs],
+        "left over": [name for name in theirs if name not in ours],
+        "of another shape": [
+            f"{name} {list(theirs[name].shape)}, not {list(ours[name].shape)}"
+            for name in ours
+            if name in theirs and ours[name].shape != theirs[name].shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+        for what, names in misfits.items()
+        if names
+    )
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Commands that are not the trainer's, one a file: `run(args)`."""
