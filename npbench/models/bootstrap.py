@@ -75,10 +75,10 @@ class BootstrapProcess(MixtureProcess):
     def _bootstrap(self, points: Points, num_samples: int) -> Points:
         """The context with resampled residuals, `num_samples` times over."""
         points = points.take(_sorted(points)).map(lambda z: torch.cat([z] * num_samples))
-        places = _resample(points)
-        resampled = Points(take(points.x, places), take(points.y, places), points.mask)
+        of_points, of_residuals = _resample(points)
+        resampled = Points(take(points.x, of_points), take(points.y, of_points), points.mask)
         dist = self._base(self.encoder.condition([resampled]), points.x)
-        residual = take((points.y - dist.mean) / dist.stddev, _resample(points))
+        residual = take((points.y - dist.mean) / dist.stddev, of_residuals)
         if points.mask is not None:
             residual = residual.masked_fill(~points.mask[..., None], 0.0)
         centre = residual.sum(dim=1, keepdim=True) / points.count[:, None, None].clamp(min=1.0)
@@ -100,12 +100,13 @@ def _sorted(points: Points) -> Integer[Tensor, "batch points"]:
     return order
 
 
-def _resample(points: Points) -> Integer[Tensor, "batch points"]:
-    """As many places as there are points, drawn among the real ones, which come first."""
+def _resample(points: Points) -> Integer[Tensor, "2 batch points"]:
+    """Twice as many places as there are points, drawn among the real ones, which come first."""
+    batch, number = points.x.shape[:2]
     # Points first: padding behind them then changes none of their draws.
-    uniform = torch.rand(points.x.shape[1::-1], dtype=points.x.dtype, device=points.x.device).mT
+    uniform = torch.rand(number, 2, batch, dtype=points.x.dtype, device=points.x.device)
     count = points.count[:, None]
-    return (uniform * count).minimum(count - 1).clamp(min=0).long()
+    return (uniform.movedim(0, -1) * count).minimum(count - 1).clamp(min=0).long()
 
 
 class BNP(BootstrapProcess):

@@ -51,5 +51,5 @@ def log_density(dist: Distribution, targets: Points) -> Float[Tensor, "batch"]:
     if targets.mask is None:
         return log_density
     # Padding has the value 0 and a standard normal distribution of its own.
-    padding = (~targets.mask).sum(dim=-1) * targets.y.shape[-1]
+    padding = (~targets.mask).sum(dim=-1).to(log_density.dtype) * targets.y.shape[-1]
     return log_density + 0.5 * math.log(2 * math.pi) * padding

@@ -1,0 +1,276 @@
+"""What every model owes to the contract, whatever it is made of."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import assert_close, random_points, random_task
+from torch import Tensor
+
+from npbench import models
+from npbench.models import NeuralProcess, State
+from npbench.models.base import Evaluation, Marginals
+from npbench.task import Task
+
+LAYERS = {"dim_model": 16, "num_heads": 2, "num_layers": 2, "dim_feedforward": 16, "embed_depth": 2}
+JOINT = {"dim_projection": 3, "num_std_layers": 1, "projection_depth": 2}
+BLOCKS = LAYERS | {"num_latents": 5, "num_block_latents": 4}
+POOLED = {"dim_hidden": 16, "pre_depth": 3}
+SAMPLED = {"num_samples": 6, "num_train_samples": 3}
+SIZES = {
+    "CMANP": BLOCKS,
+    "CMANPAND": BLOCKS | JOINT | {"block_size": 2},
+    "LBANP": LAYERS | {"num_latents": 5},
+    "LBANPND": LAYERS | JOINT | {"num_latents": 5},
+    "EQTNP": LAYERS,
+    "TNPD": LAYERS,
+    "TNPA": LAYERS,
+    "TNPND": LAYERS | JOINT,
+    "CNP": POOLED,
+    "CANP": POOLED,
+    "NP": POOLED | SAMPLED | {"dim_latent": 4},
+    "ANP": POOLED | SAMPLED | {"dim_latent": 4},
+    "BNP": POOLED | SAMPLED,
+    "BANP": POOLED | SAMPLED,
+}
+LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
+CONSTANT = {"CMANP", "CMANPAND", "CNP", "NP"}
+JOINTLY = {"CMANPAND", "LBANPND", "TNPND"}
+
+every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK])
+
+
+def build(name: str, dim_x: int = 2, dim_y: int = 3) -> NeuralProcess:
+    name, _, covariance = name.partition("-")
+    arguments = SIZES[name] | ({"covariance": covariance} if covariance else {})
+    # In float64, in which the stack of layers leaves no doubt about what is equal.
+    return getattr(models, name)(dim_x, dim_y, **arguments).double().eval()
+
+
+def points(batch: int, number: int) -> tuple[Tensor, Tensor]:
+    return random_points(batch, number, dim_x=2, dim_y=3, dtype=torch.float64)
+
+
+def task_of(batch: int = 2, context: int = 7, target: int = 5) -> Task:
+    return random_task(batch, context, target, dim_x=2, dim_y=3, dtype=torch.float64)
+
+
+def seeded(function: Callable, *arguments: object) -> object:
+    """With the same random numbers at every call: some models sample."""
+    torch.manual_seed(1)
+    return function(*arguments)
+
+
+def assert_same(actual: Evaluation | Marginals, expected: Evaluation | Marginals) -> None:
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert_close(mine, theirs, 1e-9)
+
+
+def assert_same_state(model: NeuralProcess, actual: State, expected: State) -> None:
+    xt, _ = points(expected.batch_size, 5)
+    assert_same(seeded(model.marginals, actual, xt), seeded(model.marginals, expected, xt))
+
+
+def padded(task: Task, places: Tensor) -> Task:
+    """The task with its points spread over longer rows; NaN stands in between."""
+    num_context, num_target = task.xc.shape[1], task.xt.shape[1]
+
+    def spread(values: Tensor, number: int) -> Tensor:
+        longer = values.new_full([len(values), len(places), values.shape[-1]], torch.nan)
+        longer[:, places[:number].sort().values] = values
+        return longer
+
+    masks = []
+    for number in (num_context, num_target):
+        mask = torch.zeros(task.batch_size, len(places), dtype=torch.bool)
+        mask[:, places[:number]] = True
+        masks.append(mask)
+    return Task(
+        spread(task.xc, num_context), spread(task.yc, num_context),
+        spread(task.xt, num_target), spread(task.yt, num_target), *masks,
+    )  # fmt: skip
+
+
+def test_all_models_of_the_paper_s_tables_are_there() -> None:
+    assert set(SIZES) == set(models.__all__) - {
+        "NeuralProcess", "State", "CMANPState", "CNPState"
+    }  # fmt: skip
+
+
+@every_model
+@pytest.mark.parametrize("sizes", [(4, 3), (0, 4), (4, 0), (1, 1)])
+def test_updating_equals_conditioning_on_the_union(name: str, sizes: tuple[int, int]) -> None:
+    model = build(name)
+    (x1, y1), (x2, y2) = (points(2, size) for size in sizes)
+    updated = model.update(model.condition(x1, y1), x2, y2)
+    assert_same_state(
+        model, updated, model.condition(torch.cat([x1, x2], 1), torch.cat([y1, y2], 1))
+    )
+
+
+@every_model
+def test_updating_with_masks_equals_conditioning_on_the_real_points(name: str) -> None:
+    model = build(name)
+    x, y = points(2, 9)
+    mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1]).bool().expand(2, -1)
+    expected = model.condition(x[:, mask[0]], y[:, mask[0]])
+    first, second = slice(0, 4), slice(4, 9)
+    state = model.condition(x[:, first], y[:, first], mask[:, first])
+    state = model.update(state, x[:, second], y[:, second], mask[:, second])
+    assert_same_state(model, state, expected)
+    half = model.condition(x[:, :1], y[:, :1])
+    assert_same_state(
+        model,
+        model.update(half, x[:, 1:], y[:, 1:], mask[:, 1:]),
+        expected,
+    )
+
+
+@every_model
+def test_a_context_may_come_in_chunks(name: str) -> None:
+    model = build(name)
+    x, y = points(2, 9)
+    whole = model.condition(x, y)
+    chunks = [(x[:, :2], y[:, :2]), (x[:, 2:2], y[:, 2:2]), (x[:, 2:], y[:, 2:])]
+    assert_same_state(model, model.condition(iter(chunks)), whole)
+    assert_same_state(model, model.condition(x, y, chunk_size=4), whole)
+
+
+@every_model
+def test_the_order_of_the_context_changes_nothing(name: str) -> None:
+    model = build(name)
+    x, y = points(2, 9)
+    order = torch.randperm(9)
+    assert_same_state(model, model.condition(x[:, order], y[:, order]), model.condition(x, y))
+
+
+@every_model
+@pytest.mark.parametrize("scattered", [False, True])
+def test_padding_equals_truncation(name: str, scattered: bool) -> None:
+    model, task = build(name), task_of()
+    places = torch.randperm(11) if scattered else torch.arange(11)
+    longer = padded(task, places)
+    evaluation = seeded(model.evaluate, task)
+    expected = seeded(model.evaluate, longer)
+    assert_close(expected.log_likelihood, evaluation.log_likelihood, 1e-9)
+    real = longer.target_mask[0]
+    assert_same(Marginals(expected.mean[:, real], expected.std[:, real]), evaluation[1:])
+    assert_close(seeded(model.log_likelihood, longer), evaluation.log_likelihood, 1e-9)
+    assert_close(seeded(model.train().loss, longer), seeded(model.loss, task), 1e-9)
+
+
+@every_model
+def test_a_context_that_is_all_padding_is_empty(name: str) -> None:
+    model = build(name)
+    x, y = points(2, 4)
+    none = torch.zeros(2, 4, dtype=torch.bool)
+    empty = model.condition(x[:, :0], y[:, :0])
+    assert_same_state(model, model.condition(x, y, none), empty)
+
+
+@every_model
+@pytest.mark.parametrize(("context", "target"), [(0, 1), (0, 4), (1, 1), (6, 1), (1, 5)])
+def test_the_edges_have_finite_predictions_and_gradients(
+    name: str, context: int, target: int
+) -> None:
+    model = build(name).train()
+    task = task_of(context=context, target=target)
+    model.loss(task).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    evaluation = model.eval().evaluate(task)
+    assert all(torch.isfinite(z).all() for z in evaluation)
+    assert (evaluation.std > 0).all()
+    assert evaluation.log_likelihood.shape == (2,)
+    assert evaluation.mean.shape == evaluation.std.shape == (2, target, 3)
+
+
+@every_model
+def test_the_loss_reaches_every_parameter(name: str) -> None:
+    """So that no parameter is one that DDP waits for in vain."""
+    model = build(name).train()
+    model.loss(task_of()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@every_model
+def test_evaluating_agrees_with_log_likelihood_and_marginals(name: str) -> None:
+    model, task = build(name), task_of()
+    evaluation = seeded(model.evaluate, task)
+    assert_close(seeded(model.log_likelihood, task), evaluation.log_likelihood, 1e-9)
+    state = model.condition(task.xc, task.yc)
+    assert_same(seeded(model.marginals, state, task.xt), evaluation[1:])
+
+
+@every_model
+def test_samples_are_draws_of_the_targets_values(name: str) -> None:
+    model, task = build(name), task_of(target=4)
+    state = model.condition(task.xc, task.yc)
+    samples = model.sample(state, task.xt, num_samples=6)
+    assert samples.shape == (6, 2, 4, 3)
+    assert samples.dtype == torch.float64
+    assert not samples.requires_grad
+    assert (samples[0] != samples[1]).all()
+    with pytest.raises(ValueError, match="num_samples=0 must be 1 or more"):
+        model.sample(state, task.xt, num_samples=0)
+
+
+@every_model
+def test_the_state_grows_unless_its_model_streams(name: str) -> None:
+    model = build(name)
+    small, large = (model.condition(*points(2, n)).nbytes for n in (10, 100))
+    assert (small == large) == (name.partition("-")[0] in CONSTANT)
+
+
+@every_model
+def test_a_state_can_be_moved_detached_and_repeated(name: str) -> None:
+    model = build(name)
+    state = model.condition(*points(2, 6))
+    assert_same_state(model, state.to("cpu").detach(), state)
+    xt, _ = points(2, 4)
+    repeated = state.repeat(3)
+    assert repeated.batch_size == 6
+    if "num_samples" not in SIZES[name.partition("-")[0]]:
+        marginals = model.marginals(repeated, xt.repeat(3, 1, 1))
+        assert_same(marginals, Marginals(*(z.repeat(3, 1, 1) for z in model.marginals(state, xt))))
+
+
+@every_model
+def test_the_recorded_arguments_rebuild_the_model(name: str) -> None:
+    model = build(name)
+    again = type(model)(**model.hparams)
+    shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (again, model))
+    assert shapes == expected
+
+
+@every_model
+def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name: str) -> None:
+    model = build(name)
+    state = model.condition(*points(2, 6))
+    xt, _ = points(2, 5)
+    order = torch.randperm(5)
+    plain, permuted = seeded(model.query, state, xt), seeded(model.query, state, xt[:, order])
+    if name in JOINTLY:  # tril cuts the factor of the covariance along the order
+        places = (3 * order[:, None] + torch.arange(3)).flatten()
+        assert_close(permuted.mean, plain.mean[:, places], 1e-9)
+        covariance = plain.covariance_matrix[:, places][:, :, places]
+        assert not torch.allclose(permuted.covariance_matrix, covariance, rtol=1e-3)
+    elif name in LOWRANK:
+        places = (3 * order[:, None] + torch.arange(3)).flatten()
+        assert_close(permuted.mean, plain.mean[:, places], 1e-9)
+        covariance = plain.covariance_matrix[:, places][:, :, places]
+        assert_close(permuted.covariance_matrix, covariance, 1e-9)
+    else:
+        assert_close(permuted.mean, plain.mean[:, order], 1e-9)
+        assert_close(permuted.stddev, plain.stddev[:, order], 1e-9)
+
+
+@every_model
+def test_only_some_likelihoods_depend_on_the_order_of_the_targets(name: str) -> None:
+    model, task = build(name), task_of()
+    order = torch.tensor([4, 2, 0, 1, 3])
+    permuted = Task(task.xc, task.yc, task.xt[:, order], task.yt[:, order])
+    likelihood, other = (seeded(model.log_likelihood, each) for each in (task, permuted))
+    # Autoregressive, or cut by tril.
+    ordered = name in {"TNPA", "CMANPAND", "CMANPAND-lowrank", "LBANPND", "TNPND"}
+    assert torch.allclose(likelihood, other, rtol=1e-9) != ordered
