@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--num_test_tasks", type=int, default=4800)
     options = parser.parse_args()
     shutil.rmtree(_OUT, ignore_errors=True)
+    _OUT.mkdir()
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(lambda name: train(name, options.steps), _MODELS))
     runs = [str(_OUT / name.lower() / "version_0") for name in _MODELS]
@@ -57,7 +58,11 @@ def train(name: str, steps: int) -> None:
         command += [f"--model.model.{argument}"]
     start = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    log = _OUT / f"{name.lower()}.txt"
+    with log.open("w") as output:
+        process = subprocess.run(command, env=environment, stdout=output, stderr=output)
+    if process.returncode:
+        raise SystemExit(f"training {name} failed; see {log}")
     print(f"{name}: {steps:,} steps in {(time.monotonic() - start) / 60:.1f} min", flush=True)
 
 
