@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
 from npbench.commands import compare, import_official
-from npbench.messages import explain
+from npbench.messages import explain, options_of, refuse
 
 _DESCRIPTION = """\
 Train, measure and use constant-memory neural processes.
@@ -51,19 +51,7 @@ class _Parser(LightningArgumentParser):
     """Says what is wrong in one sentence, without a page of usage before it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(f"npbench: error: {explain(message, _options(self))}", file=sys.stderr)
-        print("(all options: npbench fit --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _options(parser: ArgumentParser) -> list[str]:
-    """All options of a parser and of its subcommands."""
-    options = []
-    for action in parser._actions:
-        options += action.option_strings
-        if isinstance(action.choices, dict):
-            options += [o for subparser in action.choices.values() for o in _options(subparser)]
-    return options
+        refuse(message, [*options_of(self), *_COMMANDS], "npbench fit")
 
 
 class NPBenchCLI(LightningCLI):

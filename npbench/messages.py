@@ -2,7 +2,11 @@
 
 import difflib
 import re
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from typing import NoReturn
 
 # Lines of jsonargparse that tell how it looked, not what is wrong.
 _NOISE = re.compile(
@@ -12,7 +16,7 @@ _NOISE = re.compile(
 # How it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
-    r"does not accept option '(\S+)'"
+    r"does not accept option '(\S+)'|argument subcommand: invalid choice: '(\S+)'"
 )
 
 
@@ -35,3 +39,43 @@ def explain(report: str, options: Sequence[str] = ()) -> str:
         if close := difflib.get_close_matches(name, known, n=1):
             sentence += f"; did you mean {close[0]}?"
     return sentence
+
+
+def refuse(report: str, options: Sequence[str], command: str) -> NoReturn:
+    """End with what is wrong with a command's arguments, and exit code 2."""
+    print(f"npbench: error: {explain(report, options)}", file=sys.stderr)
+    print(f"(all options: {command} --help)", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """All options of a parser, and its subcommands with theirs."""
+    options = []
+    for action in parser._actions:
+        options += action.option_strings
+        if isinstance(action.choices, dict):
+            for name, subparser in action.choices.items():
+                options += [name, *options_of(subparser)]
+    return options
+
+
+class CommandParser(ArgumentParser):
+    """The arguments of a command that is not the trainer's."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"npbench {command}",
+            description=description,
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_with_fields(self, args: Sequence[str], section: str) -> tuple[Namespace, list[str]]:
+        """The options, and those that set fields of a configuration's section: --section.FIELD."""
+        options, fields = self.parse_known_args(args)
+        if fields and not fields[0].startswith(f"--{section}."):
+            self.error(f"unrecognized arguments: {shlex.join(fields)}")
+        return options, fields
+
+    def error(self, message: str) -> NoReturn:
+        refuse(message, options_of(self), self.prog)

@@ -9,16 +9,42 @@ from hypothesis import settings
 from torch import Tensor
 from torch.distributions import Distribution
 
-from npbench import Task
-from npbench.models import CMANP
+from npbench import Task, models
+from npbench.models import CMANP, NeuralProcess
 from npbench.structure import TensorRecord
 
 State = TypeVar("State")
+Model = TypeVar("Model", bound=NeuralProcess)
 
 # Two ways to the same number may differ by this, relative or absolute.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 few_examples = settings(max_examples=10, deadline=None, derandomize=True)
+
+# Arguments of a small model of every kind.
+_LAYERS = {
+    "dim_model": 16, "num_heads": 2, "num_layers": 2, "dim_feedforward": 16, "embed_depth": 2,
+}  # fmt: skip
+_JOINT = {"dim_projection": 3, "num_std_layers": 1, "projection_depth": 2}
+_BLOCKS = _LAYERS | {"num_latents": 5, "num_block_latents": 4}
+_POOLED = {"dim_hidden": 16, "pre_depth": 3}
+_SAMPLED = {"num_samples": 6, "num_train_samples": 3}
+SIZES = {
+    "CMANP": _BLOCKS,
+    "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
+    "LBANP": _LAYERS | {"num_latents": 5},
+    "LBANPND": _LAYERS | _JOINT | {"num_latents": 5},
+    "EQTNP": _LAYERS,
+    "TNPD": _LAYERS,
+    "TNPA": _LAYERS,
+    "TNPND": _LAYERS | _JOINT,
+    "CNP": _POOLED,
+    "CANP": _POOLED,
+    "NP": _POOLED | _SAMPLED | {"dim_latent": 4},
+    "ANP": _POOLED | _SAMPLED | {"dim_latent": 4},
+    "BNP": _POOLED | _SAMPLED,
+    "BANP": _POOLED | _SAMPLED,
+}
 
 
 def small_cmanp(
@@ -29,6 +55,25 @@ def small_cmanp(
         "num_latents": 6, "num_block_latents": 4, "embed_depth": 2,
     }  # fmt: skip
     return CMANP(dim_x, dim_y, **(sizes | arguments)).to(dtype).eval()
+
+
+def small(name: str, dim_x: int = 2, dim_y: int = 3) -> NeuralProcess:
+    """One of `SIZES`, in evaluation mode; "NAME-lowrank" has that covariance."""
+    name, _, covariance = name.partition("-")
+    arguments = SIZES[name] | ({"covariance": covariance} if covariance else {})
+    # In float64, in which the stack of layers leaves no doubt about what is equal.
+    return getattr(models, name)(dim_x, dim_y, **arguments).double().eval()
+
+
+def sharpened(model: Model, means: Tensor, factor: float) -> Model:
+    """With larger weights, and means that are farther apart; `means` is the part of the head's last
+    weight that makes them. As initialised, a model's predictions hardly move with its context."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and not name.startswith("head."):
+                parameter.mul_(3.0)
+        means.mul_(factor)
+    return model
 
 
 def random_points(
@@ -66,6 +111,14 @@ def merge_in_a_random_tree(
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
     tolerance = TOLERANCE[expected.dtype] if tolerance is None else tolerance
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_standard_normal(values: Tensor) -> None:
+    """That each row is an independent draw from N(0, I), within 5 standard errors."""
+    count, width = values.shape
+    assert (values.mean(0).abs() < 5 / count**0.5).all()
+    moments = values.T @ values / count
+    assert ((moments - torch.eye(width)).abs() < 5 * (2 / count) ** 0.5).all()
 
 
 def assert_same_prediction(

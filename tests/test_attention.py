@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis.strategies import integers
 from torch import Tensor
 
-from npbench.attention import AttentionState, MultiheadAttention, attention_with_lse
+from npbench.attention import AttentionState, MultiheadAttention, attend, attention_with_lse
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 sizes = integers(1, 3)
@@ -351,3 +351,43 @@ def test_without_the_private_kernel_the_public_operations_give_the_same(
     public = AttentionState.from_chunk(q, k, v, mask)
     assert_close(public.lse, fused.lse)
     assert_close(public.out, fused.out)
+
+
+@pytest.mark.parametrize("queries_of_mask", [1, 4])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@DTYPES
+def test_attend_is_softmax_over_the_points_that_the_mask_allows(
+    dtype: torch.dtype, scale: float | None, queries_of_mask: int
+) -> None:
+    q, k, v = random_qkv(points=6, dtype=dtype)
+    mask = torch.rand(2, queries_of_mask, 6) < 0.6
+    mask[..., 0] = True
+    scores = q @ k.mT * (5**-0.5 if scale is None else scale)
+    assert_close(attend(q, k, v, scale=scale), scores.softmax(-1) @ v)
+    allowed = scores.masked_fill(~mask[:, None], -torch.inf)
+    assert_close(attend(q, k, v, mask, scale), allowed.softmax(-1) @ v)
+
+
+def test_attend_gives_0_to_queries_that_may_look_at_no_point() -> None:
+    """And a gradient of 0, not NaN; the other queries know nothing of it."""
+    q, k, v = (z.requires_grad_() for z in random_qkv(points=6, dtype=torch.float64))
+    mask = torch.rand(2, 4, 6) < 0.6
+    mask[..., 0] = True
+    mask[0, 2] = mask[1] = False
+    out = attend(q, k, v, mask)
+    assert not out[0, :, 2].any()
+    assert not out[1].any()
+    seeing = [0, 1, 3]
+    alone = attend(q[:1, :, seeing], k[:1], v[:1], mask[:1, seeing])
+    assert_close(out[:1, :, seeing], alone)
+
+    ours = torch.autograd.grad(out.square().sum(), (q, k, v))
+    theirs = torch.autograd.grad(alone.square().sum(), (q, k, v))
+    for mine, their in zip(ours, theirs):
+        assert_close(mine, their)
+
+
+def test_attend_gives_0_where_there_are_no_points() -> None:
+    q, k, v = random_qkv(points=0)
+    for mask in (None, torch.zeros(2, 4, 0, dtype=torch.bool)):
+        assert torch.equal(attend(q, k, v, mask), torch.zeros_like(q))

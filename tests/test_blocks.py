@@ -8,11 +8,13 @@ from npbench.blocks import (
     MLP,
     ConstantMemoryAttentionBlock,
     CrossAttention,
+    Decoder,
     FeedForward,
     LayerConfig,
     PreNorm,
     QueryLayer,
     SelfAttention,
+    TransformerLayer,
 )
 
 CONFIG = LayerConfig(dim_model=12, num_heads=3, dim_feedforward=20)
@@ -153,3 +155,65 @@ def test_a_blocks_state_depends_on_the_points_only() -> None:
     other = model.condition(*points)
     assert not torch.allclose(other.attention.out[0], before.attention.out[0])
     assert torch.equal(other.attention.out[1], before.attention.out[1])
+
+
+def test_the_decoder_reads_one_context_a_layer() -> None:
+    decoder = randomised(Decoder(CONFIG, dim_x=2, num_layers=3, embed_depth=2))
+    xt = torch.randn(2, 5, 2).double()
+    contexts = [torch.randn(2, 7, 12).double() for _ in range(3)]
+    x = decoder.embed(xt)
+    for layer, context in zip(decoder.layers, contexts, strict=True):
+        x = layer.feedforward(layer.attend(x, context))
+    expected = F.layer_norm(x, [12], decoder.norm.weight, decoder.norm.bias)
+    assert_close(decoder(xt, contexts), expected)
+    assert_close(decoder(xt, iter(contexts)), expected)
+    for number in (2, 4):
+        with pytest.raises(ValueError, match="zip"):
+            decoder(xt, [contexts[0]] * number)
+
+
+def test_the_decoder_sees_no_masked_points() -> None:
+    decoder = randomised(Decoder(CONFIG, dim_x=2, num_layers=2, embed_depth=2))
+    xt, contexts = torch.randn(2, 5, 2).double(), torch.randn(2, 2, 7, 12).double()
+    real = torch.tensor([True, False, True, True, False, False, True])
+    masked = decoder(xt, contexts, real.expand(2, 1, -1))
+    assert_close(masked, decoder(xt, contexts[:, :, real]))
+
+
+def reference(layer: TransformerLayer) -> nn.TransformerEncoderLayer:
+    """torch's own post-norm layer, with the same weights."""
+    torchs = nn.TransformerEncoderLayer(12, 3, 20, dropout=0.0, batch_first=True).double()
+    attention, ours = torchs.self_attn, layer.attention
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.cat([ours.to_q.weight, ours.to_kv.weight]))
+        attention.in_proj_bias.copy_(torch.cat([ours.to_q.bias, ours.to_kv.bias]))
+    attention.out_proj.load_state_dict(ours.to_out.state_dict())
+    for theirs, mine in (
+        (torchs.norm1, layer.norm_attention),
+        (torchs.norm2, layer.norm_feedforward),
+        (torchs.linear1, layer.expand),
+        (torchs.linear2, layer.contract),
+    ):
+        theirs.load_state_dict(mine.state_dict())
+    return torchs
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_transformer_layer_is_torch_s(masked: bool) -> None:
+    layer = randomised(TransformerLayer(CONFIG))
+    x = torch.randn(2, 6, 12).double()
+    mask = (torch.rand(2, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool) if masked else None
+    # torch's masks mark what may not be seen, once for every head.
+    hidden = None if mask is None else ~mask.repeat_interleave(3, dim=0)
+    assert_close(layer(x, x, mask), reference(layer)(x, src_mask=hidden))
+
+
+def test_the_transformer_layer_attends_to_its_context_alone() -> None:
+    """In two groups of tokens, of which both see the first only, as in one with a mask."""
+    layer = randomised(TransformerLayer(CONFIG))
+    tokens = torch.randn(2, 9, 12).double()
+    context, targets = tokens[:, :5], tokens[:, 5:]
+    seen = (torch.arange(9) < 5).expand(2, 1, -1)
+    together = layer(tokens, tokens, seen)
+    assert_close(layer(context, context), together[:, :5])
+    assert_close(layer(targets, context), together[:, 5:])

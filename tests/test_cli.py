@@ -40,6 +40,8 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     ("arguments", "message"),
     [
         ([], "expected \"subcommand\" to be one of {fit,validate,test,predict}"),
+        (["import-oficial", "ckpt.tar"], "did you mean import-official?"),
+        (["tets", "--config", CONFIG], "did you mean test?"),
         (["fit", "--config", "no.yaml"], "File does not exist"),
         (["fit", *SMALL, "--trainer.max_stepz", "1"], "did you mean trainer.max_steps?"),
         (["fit", *SMALL, "--model.model.num_layerz", "1"], "did you mean num_layers?"),

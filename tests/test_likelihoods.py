@@ -118,6 +118,16 @@ def test_a_diagonal_of_zero_gets_the_smallest_jitter_that_works() -> None:
     assert all(torch.isfinite(p.grad).all() for p in head.project.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:a joint covariance was not positive definite")
+def test_no_diagonal_is_too_small_for_the_cholesky_of_the_distribution() -> None:
+    """Also where rounding alone decides what is positive definite: from e^0 down to e^{-25}."""
+    head = joint("lowrank", dim_y=1).float()
+    steps = torch.linspace(0, 25, 500)[:, None, None]
+    head.diagonal[-1].register_forward_hook(lambda *args: args[-1] - steps)
+    dist = head(encodings(500, targets=2).float())  # fewer targets than columns of P
+    assert torch.isfinite(dist.log_prob(dist.mean)).all()
+
+
 def test_only_the_broken_task_is_repaired() -> None:
     head, h = joint("lowrank"), encodings()
     expected = head(h)

@@ -1,6 +1,5 @@
 """`npbench compare`: several models on the same tasks."""
 
-import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from npbench.commands.sections import instantiate
+from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.base import NeuralProcess, evaluating
 from npbench.profiling import measure
@@ -50,7 +50,7 @@ class Run:
 
 
 def run(args: Sequence[str]) -> None:
-    options, data_options = _options().parse_known_args(args)
+    options, data_options = _parser().parse_with_fields(args, "data")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = load_runs(options.runs)
     config = options.config or runs[0].config
@@ -66,13 +66,8 @@ def run(args: Sequence[str]) -> None:
     print(f"comparison.csv, tasks.csv and comparison.png written to {options.out}")
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="npbench compare",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("compare", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")

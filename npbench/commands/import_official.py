@@ -1,15 +1,18 @@
 """`npbench import-official`: a checkpoint of the paper's official code becomes one of ours."""
 
-import argparse
 import logging
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lightning as L
 
 from npbench.commands.sections import instantiate
 from npbench.interop import official
+from npbench.messages import CommandParser
 from npbench.training import MetaRegression
 
 _DESCRIPTION = """\
@@ -18,26 +21,31 @@ Turn a checkpoint of the paper's official code into one that npbench takes.
   npbench import-official results/gp/cmanp/ckpt.tar --model cmanp --config configs/gp/cmanp.yaml
   npbench test --config configs/gp/cmanp.yaml --ckpt_path results/gp/cmanp/npbench-cmanp.ckpt
 
-The configuration says which model it is and how large. The file is read without running code."""
+The configuration says which model it is and how large; any field of its model section can be set,
+as in --model.model.num_latents 64. The number of heads leaves no trace in the weights, so that it
+cannot be checked. The file is read without running code."""
 
 
 def run(args: Sequence[str]) -> None:
-    options = _options().parse_args(args)
-    module = instantiate(options.config, "model", MetaRegression)
-    official.load_weights(module.model, options.model, options.checkpoint)
+    options, fields = _parser().parse_with_fields(args, "model")
     out = options.out or options.checkpoint.with_name(f"npbench-{options.model}.ckpt")
-    _save(module, out)
+    if out.exists() and out.samefile(options.checkpoint):
+        raise ValueError(f"{out} is the official checkpoint itself; name another file by --out")
+    module = instantiate(options.config, "model", MetaRegression, fields)
+    official.load_weights(module.model, options.model, options.checkpoint)
+    try:
+        _save(module, out)
+    except OSError as error:
+        raise ValueError(
+            f"{out} cannot be written ({error.strerror}); name another file by --out"
+        ) from error
     print(f"{out} written; evaluate it with")
-    print(f"  npbench test --config {options.config} --ckpt_path {out}")
+    test = ["npbench", "test", "--config", options.config, *fields, "--ckpt_path", out]
+    print(f"  {shlex.join(map(str, test))}")
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="npbench import-official",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("import-official", _DESCRIPTION)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="official checkpoint")
     parser.add_argument("--model", required=True, help="its official name: cmanp, lbanpnd, …")
     parser.add_argument("--config", type=Path, required=True, help="whose model section it fits")
@@ -47,10 +55,23 @@ def _options() -> argparse.ArgumentParser:
 
 def _save(module: MetaRegression, path: Path) -> None:
     """A Lightning checkpoint of an untrained module; complete, or not there."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with _without_notices():
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
-    partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    trainer.save_checkpoint(partial)
-    os.replace(partial, path)
+    with TemporaryDirectory(dir=path.parent) as folder:
+        complete = Path(folder) / path.name
+        trainer.save_checkpoint(complete, weights_only=False)  # so that `fit` takes it too
+        os.replace(complete, path)
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Without Lightning's lines on which devices there are: none is used."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
@@ -31,7 +31,11 @@ def instantiate(
     """
     if not config.is_file():
         raise ValueError(f"there is no {config}; name a file with a {name} section by --config")
-    section = yaml.safe_load(config.read_text()).get(name)
+    try:
+        sections = yaml.safe_load(config.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is no YAML file: {error}") from error
+    section = sections.get(name) if isinstance(sections, dict) else None
     if section is None:
         raise ValueError(f"{config} has no {name} section")
     parser = LightningArgumentParser(exit_on_error=False)
@@ -41,8 +45,15 @@ def instantiate(
         with chdir(config.parent):  # to which the files that it names are relative
             parsed = parser.parse_object({name: section})
         section = json.loads(parser.dump(parsed, format="json"))[name]
-        fields = list(section["init_args"])
+        fields = _fields(section)
         parsed = parser.parse_args([f"--{name}={json.dumps(section)}", *options])
     except argparse.ArgumentError as error:
         raise ValueError(explain(str(error), fields)) from error
     return parser.instantiate_classes(parsed)[name]
+
+
+def _fields(section: dict[str, Any]) -> list[str]:
+    """The names of all fields of a class, and of the classes within it."""
+    arguments = section.get("init_args", {})
+    inner = [value for value in arguments.values() if isinstance(value, dict)]
+    return [*arguments, *(field for value in inner for field in _fields(value))]

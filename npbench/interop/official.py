@@ -212,7 +212,9 @@ def load_weights(
         raise ValueError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
-    weights = _reshape({_rename(name, official.names): w for name, w in state_dict.items()})
+    # DataParallel puts "module." before all names.
+    named = {name.removeprefix("module."): weight for name, weight in state_dict.items()}
+    weights = _reshape({_rename(name, official.names): w for name, w in named.items()})
     if difference := _difference(ours.state_dict(), weights):
         raise ValueError(f"these weights are no {model} of these hyper-parameters: {difference}")
     ours.load_state_dict(weights)
@@ -236,12 +238,12 @@ def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if name.startswith("unused."):
             continue
-        if ".in_proj." in name:  # q, k and v on top of each other
+        if ".in_proj." in name and weight.ndim:  # q, k and v on top of each other
             dim_model = len(weight) // 3
             ours[name.replace("in_proj", "to_q")] = weight[:dim_model]
             ours[name.replace("in_proj", "to_kv")] = weight[dim_model:]
-        elif ".context." in name:  # the bootstrap's part of the head's first layer
-            joined = name.replace(".context", "")
+        elif (joined := name.replace(".context.", ".")) != name and joined in weights:
+            # the bootstrap's part of the head's first layer
             ours[joined] = torch.cat([weights[joined], weight], dim=1)
         else:
             ours.setdefault(name, weight)
@@ -268,11 +270,18 @@ def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The parameters in an official checkpoint: {"model": state_dict, …}, or the dict itself."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, or is no checkpoint: refused") from error
+    with path.open("rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{path} holds more than tensors, or is no checkpoint: refused"
+            ) from error
+        except Exception as error:  # torch fails in many ways on a file of another kind
+            raise ValueError(f"{path} is damaged, or no checkpoint") from error
     parameters = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not isinstance(parameters, dict):
+    if not isinstance(parameters, dict) or not all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in parameters.items()
+    ):
         raise ValueError(f"{path} holds no state dict")
     return parameters

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,35 @@ from torch import Tensor
 from npbench.interop import official
 from npbench.models import CMANP, NeuralProcess
 
+NAMES = ["cmanp", "cmanpand", "lbanp", "lbanpnd", "eqtnp", "tnpd", "tnpa", "tnpnd", "cnp", "canp",
+         "np", "anp", "bnp", "banp"]  # fmt: skip
+
+Golden = Callable[[str], tuple[dict[str, Any], dict[str, Tensor]]]
+
 
 @pytest.fixture
-def hparams(shared: Path) -> dict[str, Any]:
-    with np.load(shared / "golden" / "cmanp.npz") as file:
-        return json.loads(str(file["hparams"]))
+def golden(shared: Path) -> Golden:
+    """An official model's hyper-parameters and weights."""
+
+    def read(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        with np.load(shared / "golden" / f"{name}.npz") as file:
+            return json.loads(str(file["hparams"])), {
+                key.removeprefix("w/"): torch.from_numpy(file[key])
+                for key in file.files
+                if key.startswith("w/")
+            }
+
+    return read
 
 
 @pytest.fixture
-def weights(shared: Path) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "cmanp.npz") as file:
-        return {
-            name.removeprefix("w/"): torch.from_numpy(file[name])
-            for name in file.files
-            if name.startswith("w/")
-        }
+def hparams(golden: Golden) -> dict[str, Any]:
+    return golden("cmanp")[0]
+
+
+@pytest.fixture
+def weights(golden: Golden) -> dict[str, Tensor]:
+    return golden("cmanp")[1]
 
 
 def assert_same_model(actual: NeuralProcess, expected: NeuralProcess) -> None:
@@ -71,11 +86,68 @@ def test_official_names_become_ours(
     assert torch.equal(model.get_parameter(ours), weights[theirs])
 
 
-def test_every_official_weight_arrives(hparams: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    marked = {name: torch.full_like(w, float(i)) for i, (name, w) in enumerate(weights.items())}
-    model = official.load("cmanp", hparams, marked)
-    marks = [parameter.unique().tolist() for parameter in model.parameters()]
-    assert sorted(marks) == [[float(i)] for i in range(len(weights))]
+def test_these_are_all_golden_models(shared: Path) -> None:
+    assert sorted(path.stem for path in (shared / "golden").glob("*.npz")) == sorted(NAMES)
+
+
+def assert_every_weight_arrives(
+    name: str, hparams: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
+    """Filled with its number, each weight is found in ours as often as it has elements."""
+    marked = {key: torch.full_like(w, float(i)) for i, (key, w) in enumerate(weights.items())}
+    model = official.load(name, hparams, marked)
+    found = Counter(mark for p in model.parameters() for mark in p.flatten().tolist())
+    is_joint = "mean_net.0.weight" in weights
+    assert found == {
+        float(i): weight.numel()
+        for i, (key, weight) in enumerate(weights.items())
+        # The diagonal head of the model that a joint one extends is not used.
+        if not (is_joint and key.startswith("predictor."))
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_official_weight_arrives(golden: Golden, name: str) -> None:
+    assert_every_weight_arrives(name, *golden(name))
+
+
+@pytest.mark.parametrize("name", ["cmanpand", "lbanpnd", "tnpnd"])
+def test_the_diagonal_of_a_low_rank_covariance_arrives(golden: Golden, name: str) -> None:
+    hparams, weights = golden(name)
+    hparams |= {"cov_approx": "lowrank"}
+    projector = {k: w for k, w in weights.items() if k.startswith("projector.")}
+    last = max(projector).rpartition(".")[0]
+    for key, weight in projector.items():
+        rows = hparams["dim_y"] if key.startswith(last) else len(weight)
+        diagonal = torch.randn(rows, *weight.shape[1:])
+        weights[key.replace("projector.", "diag_net.")] = diagonal
+    assert_every_weight_arrives(name, hparams, weights)
+    model = official.load(name, hparams, weights)
+    assert torch.equal(model.head.diagonal[0].weight, weights["diag_net.0.weight"])
+    with pytest.raises(ValueError, match=r"8 left over: head\.diagonal"):
+        official.load(name, hparams | {"cov_approx": "cholesky"}, weights)
+
+
+def test_stacked_projections_are_split_into_queries_and_the_rest(golden: Golden) -> None:
+    hparams, weights = golden("tnpd")
+    stacked = weights["encoder.layers.1.self_attn.in_proj_weight"]
+    attention = official.load("tnpd", hparams, weights).layers[1].attention
+    assert torch.equal(torch.cat([attention.to_q.weight, attention.to_kv.weight]), stacked)
+
+
+@pytest.mark.parametrize("name", ["bnp", "banp"])
+def test_the_bootstrap_s_layer_is_joined_to_the_head_s_first(golden: Golden, name: str) -> None:
+    hparams, weights = golden(name)
+    joined = torch.cat([weights["dec.fc.weight"], weights["dec.fc_ctx.weight"]], dim=1)
+    assert torch.equal(official.load(name, hparams, weights).head.mlp[0].weight, joined)
+
+
+def test_names_may_begin_as_those_of_data_parallel(
+    hparams: dict[str, Any], weights: dict[str, Tensor]
+) -> None:
+    prefixed = {f"module.{name}": weight for name, weight in weights.items()}
+    expected = official.load("cmanp", hparams, weights)
+    assert_same_model(official.load("cmanp", hparams, prefixed), expected)
 
 
 @pytest.mark.parametrize("wrap", [lambda weights: {"model": weights, "epoch": 3}, dict])
@@ -121,6 +193,36 @@ def test_arguments_that_do_not_fit_the_weights_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="no cmanp of these hyper-parameters"):
         official.load("cmanp", hparams | {"num_latents": 9}, weights)
+
+
+def test_weights_go_into_their_own_class_only(golden: Golden) -> None:
+    hparams, weights = golden("cmanpand")
+    model = official.load("cmanpand", hparams, weights)
+    with pytest.raises(ValueError, match="cmanp is a CMANP, not a CMANPAND"):
+        official.load_weights(model, "cmanp", weights)
+    official.load_weights(model, "cmanpand", weights)
+
+
+@pytest.mark.parametrize("length", [0, 10, 3000, 20000])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_damaged_file_is_refused(
+    hparams: dict[str, Any], weights: dict[str, Tensor], tmp_path: Path, legacy: bool, length: int
+) -> None:
+    path = tmp_path / "ckpt.tar"
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"ckpt\.tar .*no checkpoint"):
+        official.load("cmanp", hparams, path)
+
+
+@pytest.mark.parametrize("content", [[1], {"epoch": 3}, {"model": None}, {"model": {1: 2}}])
+def test_a_file_without_weights_is_refused(
+    hparams: dict[str, Any], tmp_path: Path, content: Any
+) -> None:
+    path = tmp_path / "ckpt.tar"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"ckpt\.tar holds no state dict"):
+        official.load("cmanp", hparams, path)
 
 
 class Malicious:

@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import assert_close, random_points, random_task
+from helpers import (
+    SIZES,
+    assert_close,
+    assert_same_record,
+    assert_standard_normal,
+    random_points,
+    random_task,
+    small,
+)
 from torch import Tensor
 
 from npbench import models
@@ -12,39 +20,12 @@ from npbench.models import NeuralProcess, State
 from npbench.models.base import Evaluation, Marginals
 from npbench.task import Task
 
-LAYERS = {"dim_model": 16, "num_heads": 2, "num_layers": 2, "dim_feedforward": 16, "embed_depth": 2}
-JOINT = {"dim_projection": 3, "num_std_layers": 1, "projection_depth": 2}
-BLOCKS = LAYERS | {"num_latents": 5, "num_block_latents": 4}
-POOLED = {"dim_hidden": 16, "pre_depth": 3}
-SAMPLED = {"num_samples": 6, "num_train_samples": 3}
-SIZES = {
-    "CMANP": BLOCKS,
-    "CMANPAND": BLOCKS | JOINT | {"block_size": 2},
-    "LBANP": LAYERS | {"num_latents": 5},
-    "LBANPND": LAYERS | JOINT | {"num_latents": 5},
-    "EQTNP": LAYERS,
-    "TNPD": LAYERS,
-    "TNPA": LAYERS,
-    "TNPND": LAYERS | JOINT,
-    "CNP": POOLED,
-    "CANP": POOLED,
-    "NP": POOLED | SAMPLED | {"dim_latent": 4},
-    "ANP": POOLED | SAMPLED | {"dim_latent": 4},
-    "BNP": POOLED | SAMPLED,
-    "BANP": POOLED | SAMPLED,
-}
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
 CONSTANT = {"CMANP", "CMANPAND", "CNP", "NP"}
 JOINTLY = {"CMANPAND", "LBANPND", "TNPND"}
+RANDOM = {"NP", "ANP", "BNP", "BANP"}
 
 every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK])
-
-
-def build(name: str, dim_x: int = 2, dim_y: int = 3) -> NeuralProcess:
-    name, _, covariance = name.partition("-")
-    arguments = SIZES[name] | ({"covariance": covariance} if covariance else {})
-    # In float64, in which the stack of layers leaves no doubt about what is equal.
-    return getattr(models, name)(dim_x, dim_y, **arguments).double().eval()
 
 
 def points(batch: int, number: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +81,7 @@ def test_all_models_of_the_paper_s_tables_are_there() -> None:
 @every_model
 @pytest.mark.parametrize("sizes", [(4, 3), (0, 4), (4, 0), (1, 1)])
 def test_updating_equals_conditioning_on_the_union(name: str, sizes: tuple[int, int]) -> None:
-    model = build(name)
+    model = small(name)
     (x1, y1), (x2, y2) = (points(2, size) for size in sizes)
     updated = model.update(model.condition(x1, y1), x2, y2)
     assert_same_state(
@@ -110,7 +91,7 @@ def test_updating_equals_conditioning_on_the_union(name: str, sizes: tuple[int, 
 
 @every_model
 def test_updating_with_masks_equals_conditioning_on_the_real_points(name: str) -> None:
-    model = build(name)
+    model = small(name)
     x, y = points(2, 9)
     mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1]).bool().expand(2, -1)
     expected = model.condition(x[:, mask[0]], y[:, mask[0]])
@@ -128,7 +109,7 @@ def test_updating_with_masks_equals_conditioning_on_the_real_points(name: str) -
 
 @every_model
 def test_a_context_may_come_in_chunks(name: str) -> None:
-    model = build(name)
+    model = small(name)
     x, y = points(2, 9)
     whole = model.condition(x, y)
     chunks = [(x[:, :2], y[:, :2]), (x[:, 2:2], y[:, 2:2]), (x[:, 2:], y[:, 2:])]
@@ -138,7 +119,7 @@ def test_a_context_may_come_in_chunks(name: str) -> None:
 
 @every_model
 def test_the_order_of_the_context_changes_nothing(name: str) -> None:
-    model = build(name)
+    model = small(name)
     x, y = points(2, 9)
     order = torch.randperm(9)
     assert_same_state(model, model.condition(x[:, order], y[:, order]), model.condition(x, y))
@@ -147,7 +128,7 @@ def test_the_order_of_the_context_changes_nothing(name: str) -> None:
 @every_model
 @pytest.mark.parametrize("scattered", [False, True])
 def test_padding_equals_truncation(name: str, scattered: bool) -> None:
-    model, task = build(name), task_of()
+    model, task = small(name), task_of()
     places = torch.randperm(11) if scattered else torch.arange(11)
     longer = padded(task, places)
     evaluation = seeded(model.evaluate, task)
@@ -161,7 +142,7 @@ def test_padding_equals_truncation(name: str, scattered: bool) -> None:
 
 @every_model
 def test_a_context_that_is_all_padding_is_empty(name: str) -> None:
-    model = build(name)
+    model = small(name)
     x, y = points(2, 4)
     none = torch.zeros(2, 4, dtype=torch.bool)
     empty = model.condition(x[:, :0], y[:, :0])
@@ -173,7 +154,7 @@ def test_a_context_that_is_all_padding_is_empty(name: str) -> None:
 def test_the_edges_have_finite_predictions_and_gradients(
     name: str, context: int, target: int
 ) -> None:
-    model = build(name).train()
+    model = small(name).train()
     task = task_of(context=context, target=target)
     model.loss(task).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -185,17 +166,37 @@ def test_the_edges_have_finite_predictions_and_gradients(
     assert evaluation.mean.shape == evaluation.std.shape == (2, target, 3)
 
 
+@pytest.mark.parametrize("name", [n for n in [*SIZES, *LOWRANK] if n not in RANDOM])
+def test_a_padded_batch_equals_its_tasks_one_by_one(name: str) -> None:
+    """Of all sizes, so that some have no targets left where others do."""
+    model = small(name)
+    sizes = [(0, 5), (7, 1), (4, 3), (1, 2)]
+    tasks = [task_of(1, context, target) for context, target in sizes]
+    rows = [padded(task, torch.randperm(9)) for task in tasks]
+    names = ("xc", "yc", "xt", "yt", "context_mask", "target_mask")
+    together = Task(*(torch.cat([getattr(row, name) for row in rows]) for name in names))
+    alone = [model.evaluate(task) for task in tasks]
+    evaluation = model.evaluate(together)
+    assert_close(evaluation.log_likelihood, torch.cat([e.log_likelihood for e in alone]), 1e-9)
+    for row, expected in enumerate(alone):
+        real = together.target_mask[row]
+        assert_close(evaluation.mean[row, real], expected.mean[0], 1e-9)
+        assert_close(evaluation.std[row, real], expected.std[0], 1e-9)
+    losses = [model.loss(task) for task in tasks]
+    assert_close(model.loss(together), torch.stack(losses).mean(), 1e-9)
+
+
 @every_model
 def test_the_loss_reaches_every_parameter(name: str) -> None:
     """So that no parameter is one that DDP waits for in vain."""
-    model = build(name).train()
+    model = small(name).train()
     model.loss(task_of()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 @every_model
 def test_evaluating_agrees_with_log_likelihood_and_marginals(name: str) -> None:
-    model, task = build(name), task_of()
+    model, task = small(name), task_of()
     evaluation = seeded(model.evaluate, task)
     assert_close(seeded(model.log_likelihood, task), evaluation.log_likelihood, 1e-9)
     state = model.condition(task.xc, task.yc)
@@ -204,7 +205,7 @@ def test_evaluating_agrees_with_log_likelihood_and_marginals(name: str) -> None:
 
 @every_model
 def test_samples_are_draws_of_the_targets_values(name: str) -> None:
-    model, task = build(name), task_of(target=4)
+    model, task = small(name), task_of(target=4)
     state = model.condition(task.xc, task.yc)
     samples = model.sample(state, task.xt, num_samples=6)
     assert samples.shape == (6, 2, 4, 3)
@@ -215,29 +216,45 @@ def test_samples_are_draws_of_the_targets_values(name: str) -> None:
         model.sample(state, task.xt, num_samples=0)
 
 
+# The others draw one block, one target or one function after another: see their own tests.
+@pytest.mark.parametrize(
+    "name", ["CMANP", "LBANP", "EQTNP", "TNPD", "CNP", "CANP", "LBANPND", "TNPND", *LOWRANK[1:]]
+)
+def test_samples_are_draws_from_query(name: str) -> None:
+    model, task = small(name), task_of(target=2)
+    state = model.condition(task.xc, task.yc)
+    dist = model.query(state, task.xt)
+    away = model.sample(state, task.xt, 4000).reshape(4000, 2, -1) - dist.mean.reshape(2, -1)
+    if hasattr(dist, "scale_tril"):
+        away = torch.linalg.solve_triangular(dist.scale_tril, away[..., None], upper=False)[..., 0]
+    else:
+        away = away / dist.stddev.reshape(2, -1)
+    assert_standard_normal(away.flatten(1).detach())
+
+
 @every_model
 def test_the_state_grows_unless_its_model_streams(name: str) -> None:
-    model = build(name)
+    model = small(name)
     small, large = (model.condition(*points(2, n)).nbytes for n in (10, 100))
     assert (small == large) == (name.partition("-")[0] in CONSTANT)
 
 
 @every_model
 def test_a_state_can_be_moved_detached_and_repeated(name: str) -> None:
-    model = build(name)
+    model = small(name)
     state = model.condition(*points(2, 6))
     assert_same_state(model, state.to("cpu").detach(), state)
     xt, _ = points(2, 4)
     repeated = state.repeat(3)
     assert repeated.batch_size == 6
-    if "num_samples" not in SIZES[name.partition("-")[0]]:
+    if name not in RANDOM:
         marginals = model.marginals(repeated, xt.repeat(3, 1, 1))
         assert_same(marginals, Marginals(*(z.repeat(3, 1, 1) for z in model.marginals(state, xt))))
 
 
 @every_model
 def test_the_recorded_arguments_rebuild_the_model(name: str) -> None:
-    model = build(name)
+    model = small(name)
     again = type(model)(**model.hparams)
     shapes, expected = ({k: v.shape for k, v in m.state_dict().items()} for m in (again, model))
     assert shapes == expected
@@ -245,7 +262,7 @@ def test_the_recorded_arguments_rebuild_the_model(name: str) -> None:
 
 @every_model
 def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name: str) -> None:
-    model = build(name)
+    model = small(name)
     state = model.condition(*points(2, 6))
     xt, _ = points(2, 5)
     order = torch.randperm(5)
@@ -265,9 +282,30 @@ def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name
         assert_close(permuted.stddev, plain.stddev[:, order], 1e-9)
 
 
+@pytest.mark.parametrize("name", [n for n in SIZES if n not in JOINTLY])
+def test_targets_do_not_see_each_other(name: str) -> None:
+    model = small(name)
+    state, (xt, _) = model.condition(*points(2, 6)), points(2, 4)
+    together = seeded(model.marginals, state, xt)
+    for target in range(4):
+        alone = seeded(model.marginals, state, xt[:, [target]])
+        assert_same(alone, Marginals(*(z[:, [target]] for z in together)))
+
+
+@every_model
+def test_a_state_stays_as_it_was(name: str) -> None:
+    model = small(name)
+    state, (x, y) = model.condition(*points(2, 6)), points(2, 4)
+    before = state.map(torch.clone)
+    model.query(state, x)
+    model.sample(state, x, 2)
+    model.update(state, x, y)
+    assert_same_record(state, before)
+
+
 @every_model
 def test_only_some_likelihoods_depend_on_the_order_of_the_targets(name: str) -> None:
-    model, task = build(name), task_of()
+    model, task = small(name), task_of()
     order = torch.tensor([4, 2, 0, 1, 3])
     permuted = Task(task.xc, task.yc, task.xt[:, order], task.yt[:, order])
     likelihood, other = (seeded(model.log_likelihood, each) for each in (task, permuted))

@@ -1,14 +1,16 @@
 """NP, ANP, BNP and BANP: predictions averaged over random functions."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
-from helpers import assert_close, random_points, random_task
+from helpers import assert_close, random_points, random_task, sharpened
 from torch import Tensor
 
 from npbench.models import ANP, BANP, BNP, NP, NeuralProcess
 from npbench.models.bootstrap import _resample, _sorted
+from npbench.models.conditional import represent
 from npbench.models.points import Points
 
 SIZES = {"dim_hidden": 16, "pre_depth": 3, "num_samples": 50, "num_train_samples": 4}
@@ -106,6 +108,52 @@ def test_the_targets_of_a_sample_share_one_function(cls: type[NeuralProcess]) ->
     expected = covariance / scale[:, :, None] / scale[:, None]
     assert (correlation(samples) - expected).abs().max() < 10 / number**0.5
     assert expected.tril(-1).abs().max() > 0.1, "there is something to see"
+
+
+def all_bootstraps(model: NeuralProcess, x: Tensor, y: Tensor, xt: Tensor) -> Tensor:
+    """The predicted means of every way to resample the points and then the residuals."""
+    ways = [list(places) for places in product(range(x.shape[1]), repeat=x.shape[1])]
+    base = represent(model.encoder, model.condition(x, y).base, xt)
+    means = []
+    for points in ways:
+        fit = model.base(model.condition(x[:, points], y[:, points]), x)
+        for places in ways:
+            residuals = ((y - fit.mean) / fit.stddev)[:, places]
+            residuals = residuals - residuals.mean(dim=1, keepdim=True)
+            state = model.condition(x, fit.mean + fit.stddev * residuals)
+            bootstrapped = represent(model.encoder, state.base, xt)
+            means.append(model.head(torch.cat([base, xt, bootstrapped], dim=-1)).mean)
+    return torch.stack(means)
+
+
+@bootstrap
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_every_component_is_one_of_all_bootstraps_equally_often(
+    cls: type[NeuralProcess], padded: bool
+) -> None:
+    number = 3000
+    model = build(cls, num_samples=number)
+    model = sharpened(model, model.head.mlp[-1].weight[:1], 5.0)
+    x, y = random_points(1, 2, dtype=torch.float64)
+    xt, _ = random_points(1, 3, dtype=torch.float64)
+    expected = all_bootstraps(model, x, y, xt)
+    if padded:
+        real = torch.tensor([[False, True, False, True, False]])
+        x, y = (x.new_full((1, 5, 1), torch.nan).index_copy(1, real[0].nonzero()[:, 0], z)
+                for z in (x, y))  # fmt: skip
+        state = model.condition(x, y, real)
+    else:
+        state = model.condition(x, y)
+    components = model.query(state, xt).component_distribution.mean.movedim(2, 0)
+
+    distance = (components[:, None] - expected).flatten(2).abs().amax(-1)
+    assert distance.min(dim=1).values.max() < 1e-9
+    share = (distance < 1e-9).double().mean(0)
+    ties = (expected[:, None] - expected).flatten(2).abs().amax(-1) < 1e-9
+    chance = ties.double().mean(0)
+    assert len(chance.unique()) > 1, "as some ways end in the same"
+    assert ((share - chance).abs() < 5 * (chance * (1 - chance) / number) ** 0.5).all()
 
 
 def test_points_are_resampled_with_replacement_among_the_real_ones() -> None:
