@@ -27,11 +27,13 @@ def main() -> None:
     models = {"CMANP-AND": (CMANPAND(1, 1), 1e9), "LBANP-ND": (LBANPND(1, 1), 1e4)}
     table = Table(title=f"peak memory beyond the inputs, and time; {options.device}")
     for column in ("model", "context N", "targets M", "log_likelihood", "sample"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for name, (model, most) in models.items():
         model.to(options.device)
         for size in map(int, options.sizes):
-            for num_context, num_targets in ((size, options.fixed), (options.fixed, size)):
+            for num_context, num_targets in dict.fromkeys(
+                [(size, options.fixed), (options.fixed, size)]
+            ):
                 if size > most:
                     continue
                 measured = phases(model, num_context, num_targets, options.device)

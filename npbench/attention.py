@@ -57,10 +57,7 @@ class AttentionState(TensorRecord):
         if k.shape[-2] == 0:
             lse = q.new_full(q.shape[:-1], -torch.inf, dtype=dtype)
             return cls(lse, torch.zeros_like(q, dtype=dtype))
-        bias = None
-        if mask is not None:
-            zeros = torch.zeros_like(mask, dtype=q.dtype)
-            bias = zeros.masked_fill(~mask, -torch.inf)[:, None, None, :]
+        bias = _bias(mask, q.dtype)
         if _HAS_FUSED_KERNEL and q.device.type == "cpu":
             lse, out = _FusedAttention.apply(q, k, v, bias)
         else:
@@ -161,17 +158,74 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_lse: Tensor | None, grad_out: Tensor | None) -> tuple:
         q, k, v, bias, out, lse = ctx.saved_tensors
-        dim_head = q.shape[-1]
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        if grad_lse is not None:
-            q, k, out = (F.pad(tensor, (0, 1)) for tensor in (q, k, out))
-            v = F.pad(v, (0, 1), value=1.0)
-            grad_out = torch.cat([grad_out, grad_lse[..., None].to(grad_out.dtype)], dim=-1)
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad_out, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=dim_head**-0.5
-        )
-        return *(gradient[..., :dim_head] for gradient in gradients), None
+        return *_fused_backward(q, k, v, bias, lse, out, grad_lse, grad_out), None
+
+
+def _fused_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    out: Tensor,
+    grad_lse: Tensor | None,
+    grad_out: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim_head = q.shape[-1]
+    if grad_lse is not None:
+        q, k, out = (F.pad(tensor, (0, 1)) for tensor in (q, k, out))
+        v = F.pad(v, (0, 1), value=1.0)
+        grad_out = torch.cat([grad_out, grad_lse[..., None].to(grad_out.dtype)], dim=-1)
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=dim_head**-0.5
+    )
+    return tuple(gradient[..., :dim_head] for gradient in gradients)
+
+
+def attention_backward(
+    q: Float[Tensor, "batch heads queries dim_head"],
+    k: Float[Tensor, "batch heads points dim_head"],
+    v: Float[Tensor, "batch heads points dim_head"],
+    mask: Bool[Tensor, "batch points"] | None,
+    state: AttentionState,
+    grad: AttentionState,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The gradients of q, k and v that one chunk of points contributes to.
+
+    With the state of *all* points, whose gradient is $(\partial\mathrm{lse}, \partial O)$:
+
+    $$P = e^{S - \mathrm{lse}}, \qquad
+      \partial S = P \circ (\partial O\, V^\top - D + \partial\mathrm{lse}), \qquad
+      D = \textstyle\sum \partial O \circ O, \qquad \partial V = P^\top \partial O$$
+
+    so that chunks need nothing of each other: the identity of flash attention's backward.
+    """
+    # Nothing attended to: P = e^{−∞} = 0, where −∞ − (−∞) would be NaN.
+    lse = state.lse.masked_fill(torch.isneginf(state.lse), 0.0)
+    bias = _bias(mask, q.dtype)
+    if _HAS_FUSED_KERNEL and q.device.type == "cpu":
+        out, grad_out = state.out.to(q.dtype), grad.out.to(q.dtype)
+        return _fused_backward(q, k, v, bias, lse, out, grad.lse, grad_out)
+    dtype, scale = q.dtype, q.shape[-1] ** -0.5
+    q, k, v = (z.to(lse.dtype) for z in (q, k, v))
+    scores = (q * scale) @ k.mT
+    weights = (scores if bias is None else scores + bias).sub(lse[..., None]).exp()
+    shift = grad.lse - (grad.out * state.out).sum(dim=-1)
+    grad_scores = weights * (grad.out @ v.mT + shift[..., None])
+    grads = grad_scores @ k * scale, grad_scores.mT @ q * scale, weights.mT @ grad.out
+    return tuple(grad.to(dtype) for grad in grads)
+
+
+def _bias(
+    mask: Bool[Tensor, "batch points"] | None, dtype: torch.dtype
+) -> Float[Tensor, "batch 1 1 points"] | None:
+    """What the scores of the points get added: −∞ at padding."""
+    if mask is None:
+        return None
+    zeros = torch.zeros_like(mask, dtype=dtype)
+    return zeros.masked_fill(~mask, -torch.inf)[:, None, None, :]
 
 
 def attend(
@@ -227,8 +281,8 @@ class MultiheadAttention(nn.Module):
         context: Float[Tensor, "batch points dim_model"],
         mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
-        k, v = self._keys_values(context)
-        return self._join_heads(attend(self._queries(x), k, v, mask))
+        k, v = self.keys_values(context)
+        return self._join_heads(attend(self.queries(x), k, v, mask))
 
     def absorb(
         self,
@@ -237,21 +291,21 @@ class MultiheadAttention(nn.Module):
         mask: Bool[Tensor, "batch points"] | None = None,
     ) -> AttentionState:
         """The state of queries that are the same for every task, computed once for all of them."""
-        k, v = self._keys_values(context)
-        q = self._queries(x[None]).expand(len(context), -1, -1, -1)
+        k, v = self.keys_values(context)
+        q = self.queries(x[None]).expand(len(context), -1, -1, -1)
         return AttentionState.from_chunk(q, k, v, mask)
 
     def readout(self, state: AttentionState) -> Float[Tensor, "batch queries dim_model"]:
         """The attention's output from the state of all its points."""
         return self._join_heads(state.out)
 
-    def _queries(self, x: Tensor) -> Float[Tensor, "batch heads queries dim_head"]:
+    def queries(self, x: Tensor) -> Float[Tensor, "batch heads queries dim_head"]:
         q = split_heads(self.to_q(x), self.num_heads)
         if self.temperature is None:
             return q
         return self.temperature.to(q.dtype) * F.rms_norm(q, q.shape[-1:])
 
-    def _keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         k, v = (split_heads(z, self.num_heads) for z in self.to_kv(context).chunk(2, dim=-1))
         return (k if self.temperature is None else F.rms_norm(k, k.shape[-1:])), v
 

@@ -45,21 +45,31 @@ class DiagonalGaussian(nn.Module):
         self.mlp = MLP(dim_in, dim_hidden, 2 * dim_y, depth)
 
     def forward(self, encoding: Float[Tensor, "*batch target dim_in"]) -> Independent:
+        return independent_normal(*self.moments(encoding))
+
+    def moments(
+        self, encoding: Float[Tensor, "*batch target dim_in"]
+    ) -> tuple[Float[Tensor, "*batch target dim_y"], Float[Tensor, "*batch target dim_y"]]:
+        """Mean and standard deviation."""
         mean, raw = self.mlp(encoding).chunk(2, dim=-1)
         if self.min_std is None:
-            std = raw.exp()
-        else:
-            std = self.min_std + (1 - self.min_std) * F.softplus(raw)
-        return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+            return mean, raw.exp()
+        return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)
+
+
+def independent_normal(
+    mean: Float[Tensor, "*batch dim_y"], std: Float[Tensor, "*batch dim_y"]
+) -> Independent:
+    """Normals whose last dimension is one event."""
+    return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 
 
 def equal_mixture(components: Independent) -> MixtureSameFamily:
     """The equal mixture of components with batch shape [samples, B, M]: batch shape [B, M]."""
     normal = components.base_dist
     mean, std = (z.movedim(0, -2) for z in (normal.loc, normal.scale))
-    components = Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
     weights = Categorical(logits=torch.zeros_like(mean[..., 0]), validate_args=False)
-    return MixtureSameFamily(weights, components, validate_args=False)
+    return MixtureSameFamily(weights, independent_normal(mean, std), validate_args=False)
 
 
 class JointGaussian(nn.Module):

@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
 
 from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import DiagonalGaussian, independent_normal
 from npbench.models.base import NeuralProcess, State, records_arguments
 from npbench.models.points import Points
+from npbench.models.streaming import PointReader
 
 _INFERENCE_CHUNK = 1024
 
@@ -65,9 +67,10 @@ class CMANP(NeuralProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
-        context_chunk_size: how many context points `condition` embeds and absorbs at a time. By
-            default all at once while gradients are recorded, and 1,024 otherwise, where chunks cost
-            nothing: the memory of conditioning then does not depend on N.
+        context_chunk_size: how many context points `condition` and `update` embed and absorb at a
+            time, and targets `query` decodes: memory then does not depend on their numbers, in
+            training either, where backward computes each chunk again. By default all at once while
+            gradients are recorded, and 1,024 otherwise, where chunks cost nothing.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024; the defaults are its configuration (1,341,634 parameters for one input and output).
@@ -121,19 +124,31 @@ class CMANP(NeuralProcess):
         return self._state(reduce(AttentionState.merge, (state.attention for state in states)))
 
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:
+        if torch.is_grad_enabled() and self.context_chunk_size is not None:
+            return self._state(self._absorb(Points.union(chunks)))
         return self._state(reduce(AttentionState.merge, map(self._absorb, chunks)))
 
     def _update(self, state: CMANPState, points: Points) -> CMANPState:
         return self._state(state.attention.merge(self._absorb(points)))
 
     def _query(self, state: CMANPState, xt: Tensor) -> Distribution:
-        return self.head(self._encode_targets(state, xt))
+        latents, size = self._latents(state), self._chunk_size()
+        if size is None or xt.shape[1] <= size:
+            return self.head(self.decoder(xt, latents))
+
+        def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.head.moments(self.decoder(x, latents))
+
+        chunks = [checkpoint(moments, x, use_reentrant=False) for x in xt.split(size, dim=1)]
+        return independent_normal(*(torch.cat(z, dim=1) for z in zip(*chunks)))
 
     def _encode_targets(
         self, state: CMANPState, xt: Tensor
     ) -> Float[Tensor, "batch target dim_model"]:
-        latents = self._encode(state.attention) if state.latents is None else state.latents
-        return self.decoder(xt, latents)
+        return self.decoder(xt, self._latents(state))
+
+    def _latents(self, state: CMANPState) -> Float[Tensor, "layers batch num_latents dim_model"]:
+        return self._encode(state.attention) if state.latents is None else state.latents
 
     def _chunk_size(self) -> int | None:
         if self.context_chunk_size is None and not torch.is_grad_enabled():
@@ -142,8 +157,11 @@ class CMANP(NeuralProcess):
 
     def _absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points: one embedding, seen by all blocks."""
-        embedding = self.embed_points(points.xy)
-        return AttentionState.stack([block.absorb(embedding, points.mask) for block in self.blocks])
+        reader = PointReader(self.embed_points, self.blocks)
+        size = self.context_chunk_size
+        if torch.is_grad_enabled() and size is not None and points.x.shape[1] > size:
+            return reader.fold(points, size)
+        return reader.absorb(points)
 
     def _encode(
         self, attention: AttentionState

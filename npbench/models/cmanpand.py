@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from npbench.blocks import LayerConfig
 from npbench.likelihoods import JointGaussian
@@ -86,6 +87,9 @@ class CMANPAND(JointProcess, CMANP):
         self.head = JointGaussian(
             config, dim_y, covariance, dim_projection, num_std_layers, projection_depth, bound_std
         )
+
+    def _query(self, state: CMANPState, xt: Tensor) -> Distribution:
+        return self.head(self._encode_targets(state, xt))
 
     def _log_likelihood(self, state: CMANPState, targets: Points) -> Float[Tensor, "batch"]:
         total, before = 0.0, None

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent
 
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import DiagonalGaussian, independent_normal
 from npbench.models.base import State, records_arguments
 from npbench.models.conditional import AttentiveEncoder, PooledEncoder
 from npbench.models.mixture import MixtureProcess, expand, log_mean_exp
@@ -50,7 +50,7 @@ class LatentProcess(MixtureProcess):
         """The distribution of z given the context: batch shape [B], event shape [dim_latent]."""
         mean, raw = self.encoder.summarise(state).chunk(2, dim=-1)
         std = 0.1 + 0.9 * raw.sigmoid()
-        return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+        return independent_normal(mean, std)
 
     def given(
         self,

@@ -235,8 +235,8 @@ def test_samples_are_draws_from_query(name: str) -> None:
 @every_model
 def test_the_state_grows_unless_its_model_streams(name: str) -> None:
     model = small(name)
-    small, large = (model.condition(*points(2, n)).nbytes for n in (10, 100))
-    assert (small == large) == (name.partition("-")[0] in CONSTANT)
+    few, many = (model.condition(*points(2, n)).nbytes for n in (10, 100))
+    assert (few == many) == (name.partition("-")[0] in CONSTANT)
 
 
 @every_model

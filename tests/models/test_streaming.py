@@ -1,0 +1,147 @@
+"""Training at constant memory: the gradients of ordinary autograd, a chunk at a time."""
+
+import pytest
+import torch
+from helpers import assert_close, few_examples, random_points, random_task, small_cmanp
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from npbench import attention
+from npbench.attention import AttentionState
+from npbench.models import CMANP
+from npbench.models.points import Points
+from npbench.models.streaming import PointReader
+from npbench.profiling import LiveTensors
+from npbench.task import Task
+
+
+@pytest.fixture(params=["fused", "public"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "public":
+        monkeypatch.setattr(attention, "_HAS_FUSED_KERNEL", False)
+    return request.param
+
+
+def reader_of(model: CMANP) -> PointReader:
+    return PointReader(model.embed_points, model.blocks)
+
+
+def gradients(model: CMANP, state: AttentionState, points: Points) -> list[Tensor]:
+    """Of a function in which every number of the state has a part."""
+    torch.manual_seed(7)
+    lse = state.lse.masked_fill(torch.isneginf(state.lse), 0.0)
+    loss = (torch.randn_like(lse) * lse).sum() + (torch.randn_like(state.out) * state.out).sum()
+    inputs = [points.x, points.y, *(p for p in model.parameters())]
+    return [g for g in torch.autograd.grad(loss, inputs, allow_unused=True) if g is not None]
+
+
+@pytest.mark.usefixtures("kernel")
+@given(
+    chunk_size=st.integers(1, 12),
+    number=st.integers(1, 12),
+    masked=st.booleans(),
+    qk_norm=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@few_examples
+def test_chunks_have_the_state_and_the_gradients_of_the_whole(
+    chunk_size: int, number: int, masked: bool, qk_norm: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    model = small_cmanp(qk_norm=qk_norm, dtype=torch.float64)
+    x, y = (z.requires_grad_() for z in random_points(3, number, dtype=torch.float64))
+    mask = None
+    if masked:
+        mask = torch.rand(3, number) < 0.6
+        mask[0] = False  # a task without points
+    points, reader = Points(x, y, mask), reader_of(model)
+    whole, folded = reader.absorb(points), reader.fold(points, chunk_size)
+    assert_close(folded.lse, whole.lse)
+    assert_close(folded.out, whole.out)
+    for mine, theirs in zip(
+        gradients(model, folded, points), gradients(model, whole, points), strict=True
+    ):
+        assert_close(mine, theirs)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_gradients_are_those_of_finite_differences() -> None:
+    model = small_cmanp(
+        dim_model=4, num_heads=1, num_layers=1, num_block_latents=2, dtype=torch.float64
+    )
+    x, y = (z.requires_grad_() for z in random_points(1, 3, dtype=torch.float64))
+    embed = model.embed_points[0].weight
+
+    def fold(x: Tensor, y: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        state = reader_of(model).fold(Points(x, y), 2)
+        return state.lse, state.out
+
+    assert torch.autograd.gradcheck(fold, (x, y, embed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_in_chunks_is_training(dtype: torch.dtype) -> None:
+    """Context and targets in chunks: the loss and every parameter's gradient."""
+    plain = small_cmanp(dim_x=2, dim_y=3, dtype=dtype).train()
+    chunked = small_cmanp(dim_x=2, dim_y=3, dtype=dtype, context_chunk_size=4).train()
+    chunked.load_state_dict(plain.state_dict())
+    task = random_task(3, 11, 10, dim_x=2, dim_y=3, dtype=dtype)
+    losses = [model.loss(task) for model in (plain, chunked)]
+    assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    for mine, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
+        assert_close(mine.grad, theirs.grad)
+
+
+def test_an_iterable_of_chunks_trains_too() -> None:
+    model = small_cmanp(dtype=torch.float64, context_chunk_size=4)
+    x, y = random_points(2, 9, dtype=torch.float64)
+    whole, chunks = model.condition(x, y), [(x[:, :5], y[:, :5]), (x[:, 5:], y[:, 5:])]
+    by_chunk = model.condition(iter(chunks))
+    for mine, theirs in zip(by_chunk.tensors(), whole.tensors(), strict=True):
+        assert_close(mine, theirs)
+    assert by_chunk.latents.requires_grad
+
+
+def test_updating_in_chunks_trains_too() -> None:
+    model = small_cmanp(dtype=torch.float64, context_chunk_size=4)
+    x, y = random_points(2, 15, dtype=torch.float64)
+    updated = model.update(model.condition(x[:, :3], y[:, :3]), x[:, 3:], y[:, 3:])
+    assert_close(updated.latents, model.condition(x, y).latents)
+
+
+def test_a_training_step_s_memory_does_not_grow_with_context_or_targets() -> None:
+    model = small_cmanp(context_chunk_size=100).train()
+
+    def peak(context: int, target: int) -> int:
+        task = Task(*random_points(1, context), *random_points(1, target))
+        model.zero_grad(set_to_none=True)
+        with LiveTensors() as live:
+            model.loss(task).backward()
+        return live.peak_bytes
+
+    peak(200, 200)
+    raw = 2 * 4  # bytes of a point, as often as its inputs, outputs, moments or gradients are held
+    assert peak(8000, 200) - peak(1000, 200) <= 7000 * 3 * raw
+    assert peak(200, 8000) - peak(200, 1000) <= 7000 * 4 * raw
+
+
+def test_autocast_is_the_same_in_backward() -> None:
+    plain, chunked = small_cmanp().train(), small_cmanp(context_chunk_size=4).train()
+    chunked.load_state_dict(plain.state_dict())
+    task = random_task(2, 11, 5)
+    for model in (plain, chunked):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(task)
+        loss.backward()
+    for mine, theirs in zip(chunked.parameters(), plain.parameters(), strict=True):
+        # bfloat16 keeps 8 bits.
+        assert (mine.grad - theirs.grad).norm() <= 0.05 * theirs.grad.norm() + 1e-3
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_a_chunk_holds_one_point_at_least() -> None:
+    with pytest.raises(ValueError, match="context_chunk_size=0 must be 1 or more"):
+        small_cmanp(context_chunk_size=0)
