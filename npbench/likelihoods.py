@@ -167,8 +167,9 @@ class JointGaussian(nn.Module):
             diagonal = diagonal.masked_fill(padding, 1.0)
 
         def is_broken(diagonal: Tensor) -> Bool[Tensor, "batch"]:
-            capacitance = factor.mT @ (factor / diagonal[..., None])
-            capacitance = capacitance + torch.eye(factor.shape[-1]).to(factor)
+            # As LowRankMultivariateNormal computes it, to the last bit.
+            capacitance = (factor.mT / diagonal[..., None, :]) @ factor
+            capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
             return torch.linalg.cholesky_ex(capacitance).info > 0
 
         finite = (factor.isfinite().all(-1) & diagonal.isfinite()).all(-1, keepdim=True)
