@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
-from npbench.commands import compare, import_official
+from npbench.commands import compare, import_official, profile
 from npbench.messages import explain, options_of, refuse
 
 _DESCRIPTION = """\
@@ -26,6 +26,7 @@ Train, measure and use constant-memory neural processes.
   npbench test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench compare RUN RUN ...         # several models on the same tasks; npbench compare --help
+  npbench profile --config CONFIG ... # memory and time as the context grows
   npbench import-official CKPT ...    # weights of the paper's official code
 
 Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
@@ -40,7 +41,11 @@ _SUBCOMMANDS = {
 }
 
 # Commands that are not the trainer's: each parses its own arguments.
-_COMMANDS = {"compare": compare.run, "import-official": import_official.run}
+_COMMANDS = {
+    "compare": compare.run,
+    "profile": profile.run,
+    "import-official": import_official.run,
+}
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -1,5 +1,6 @@
 """Prediction heads: from the encoding of a target to a distribution over its value."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -167,16 +168,13 @@ class JointGaussian(nn.Module):
             diagonal = diagonal.masked_fill(padding, 1.0)
 
         def is_broken(diagonal: Tensor) -> Bool[Tensor, "batch"]:
-            # As LowRankMultivariateNormal computes it, to the last bit.
-            capacitance = (factor.mT / diagonal[..., None, :]) @ factor
-            capacitance.diagonal(dim1=-2, dim2=-1).add_(1)
-            return torch.linalg.cholesky_ex(capacitance).info > 0
+            return torch.linalg.cholesky_ex(_capacitance(factor, diagonal)).info > 0
 
         finite = (factor.isfinite().all(-1) & diagonal.isfinite()).all(-1, keepdim=True)
         mean = mean.where(finite, torch.nan)
         factor = factor.where(finite[..., None], 0.0)
         diagonal = self._repair(diagonal.where(finite, 1.0), is_broken)
-        return LowRankMultivariateNormal(mean, factor, diagonal, validate_args=False)
+        return _LowRankNormal(mean, factor, diagonal, validate_args=False)
 
     @torch.compiler.disable
     def _repair(self, diagonal: Tensor, is_broken: Callable[[Tensor], Tensor]) -> Tensor:
@@ -196,3 +194,33 @@ class JointGaussian(nn.Module):
                     stacklevel=2,
                 )
         return diagonal + jitter
+
+
+class _LowRankNormal(LowRankMultivariateNormal):
+    r"""With a log-density that rounding cannot make too high.
+
+    With $C = I + P^\top D^{-1} P$ and $b = C^{-1} P^\top D^{-1} x$,
+
+    $$x^\top (P P^\top + D)^{-1} x
+      = \lVert D^{-1/2} (x - P b) \rVert^2 + \lVert b \rVert^2$$
+
+    where the usual form, $x^\top D^{-1} x - x^\top D^{-1} P b$, subtracts two large numbers if D is
+    small, and in float32 may come out negative.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        difference, factor, diagonal = value - self.loc, self.cov_factor, self.cov_diag
+        scale = torch.linalg.cholesky(_capacitance(factor, diagonal))
+        projected = factor.mT @ (difference / diagonal)[..., None]
+        b = torch.cholesky_solve(projected, scale)
+        residual = difference - (factor @ b)[..., 0]
+        distance = (residual.square() / diagonal).sum(dim=-1) + b.square().sum(dim=(-2, -1))
+        log_det = diagonal.log().sum(dim=-1)
+        log_det = log_det + 2 * scale.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+        return -0.5 * (distance + log_det + math.log(2 * math.pi) * value.shape[-1])
+
+
+def _capacitance(factor: Tensor, diagonal: Tensor) -> Float[Tensor, "*batch columns columns"]:
+    """$I + P^\\top D^{-1} P$: as LowRankMultivariateNormal computes it, to the last bit."""
+    capacitance = (factor.mT / diagonal[..., None, :]) @ factor
+    return capacitance + torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)

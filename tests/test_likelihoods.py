@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, Normal
 
 from npbench.blocks import LayerConfig
-from npbench.likelihoods import DiagonalGaussian, JointGaussian, equal_mixture
+from npbench.likelihoods import (
+    DiagonalGaussian,
+    JointGaussian,
+    _LowRankNormal,
+    equal_mixture,
+)
 from npbench.profiling import LiveTensors
 
 CONFIG = LayerConfig(dim_model=8, num_heads=2, dim_feedforward=16)
@@ -126,6 +131,18 @@ def test_no_diagonal_is_too_small_for_the_cholesky_of_the_distribution() -> None
     head.diagonal[-1].register_forward_hook(lambda *args: args[-1] - steps)
     dist = head(encodings(500, targets=2).float())  # fewer targets than columns of P
     assert torch.isfinite(dist.log_prob(dist.mean)).all()
+
+
+@pytest.mark.parametrize("exponent", [-2, -5, -7, -10])
+def test_float32_scores_a_nearly_singular_covariance_as_float64_does(exponent: int) -> None:
+    """Where the textbook's form of the density is wrong by hundreds of nats."""
+    factor, diagonal = torch.randn(3, 40, 5), torch.full((3, 40), 10.0**exponent)
+    y = (factor @ torch.randn(3, 5, 1))[..., 0] + diagonal.sqrt() * torch.randn(3, 40)
+    log_prob = _LowRankNormal(torch.zeros(3, 40), factor, diagonal).log_prob(y)
+    exact = LowRankMultivariateNormal(
+        torch.zeros(3, 40).double(), factor.double(), diagonal.double()
+    ).log_prob(y.double())
+    assert_close(log_prob.double(), exact, 3e-3)
 
 
 def test_only_the_broken_task_is_repaired() -> None:

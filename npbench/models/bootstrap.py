@@ -81,7 +81,7 @@ class BootstrapProcess(MixtureProcess):
         residual = take((points.y - dist.mean) / dist.stddev, of_residuals)
         if points.mask is not None:
             residual = residual.masked_fill(~points.mask[..., None], 0.0)
-        centre = residual.sum(dim=1, keepdim=True) / points.count[:, None, None].clamp(min=1.0)
+        centre = residual.sum(dim=1, keepdim=True) / points.count[:, None, None].clamp(min=1)
         return Points(points.x, dist.mean + dist.stddev * (residual - centre), points.mask)
 
     def _base(self, state: State, xt: Tensor) -> Distribution:
@@ -106,7 +106,7 @@ def _resample(points: Points) -> Integer[Tensor, "2 batch points"]:
     # Points first: padding behind them then changes none of their draws.
     uniform = torch.rand(number, 2, batch, dtype=points.x.dtype, device=points.x.device)
     count = points.count[:, None]
-    return (uniform.movedim(0, -1) * count).minimum(count - 1).clamp(min=0).long()
+    return (uniform.movedim(0, -1) * count).minimum(count - 1).clamp(min=0).long().contiguous()
 
 
 class BNP(BootstrapProcess):

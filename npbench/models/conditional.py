@@ -6,7 +6,7 @@ from functools import reduce
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -22,7 +22,7 @@ class CNPState(State):
     """The running mean of the points' encodings, and their number: of constant size."""
 
     mean: Float[Tensor, "batch paths dim_hidden"]
-    count: Float[Tensor, "batch 1 1"]
+    count: Integer[Tensor, "batch 1 1"]
 
     def merge(self, other: "CNPState") -> "CNPState":
         """The state of the union of two contexts.
@@ -35,7 +35,7 @@ class CNPState(State):
                 f"states of {self.batch_size} and {other.batch_size} tasks do not merge"
             )
         count = self.count + other.count
-        share = other.count / count.clamp(min=1.0)
+        share = (other.count / count.clamp(min=1)).to(self.mean.dtype)
         return CNPState(torch.lerp(self.mean, other.mean, share), count)
 
 
@@ -91,7 +91,7 @@ class PooledEncoder(nn.Module):
         if points.mask is not None:
             encodings = encodings * points.mask[:, None, :, None]
         count = points.count[:, None, None]
-        return CNPState(encodings.sum(dim=2) / count.clamp(min=1.0), count)
+        return CNPState(encodings.sum(dim=2) / count.clamp(min=1), count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ class AttentiveEncoder(nn.Module):
         pooled = self.mix(pooled, pooled, pooled, mask)
         if mask is not None:
             pooled = pooled * mask.mT
-        pooled = pooled.sum(dim=1) / points.count[:, None].clamp(min=1.0)
+        pooled = pooled.sum(dim=1) / points.count[:, None].clamp(min=1)
         return CANPState(
             points,
             keys=self.embed_x(points.x),

@@ -29,11 +29,11 @@ class Points(TensorRecord):
         return None if self.mask is None else self.mask[:, None]
 
     @property
-    def count(self) -> Float[Tensor, "batch"]:
+    def count(self) -> Integer[Tensor, "batch"]:
         """Number of real points of each task."""
         if self.mask is None:
-            return self.x.new_full([len(self.x)], self.x.shape[1])
-        return self.mask.sum(dim=-1).to(self.x.dtype)
+            return self.x.new_full([len(self.x)], self.x.shape[1], dtype=torch.long)
+        return self.mask.sum(dim=-1)
 
     @classmethod
     def union(cls, sets: Iterable["Points"]) -> "Points":

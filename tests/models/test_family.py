@@ -312,3 +312,9 @@ def test_only_some_likelihoods_depend_on_the_order_of_the_targets(name: str) -> 
     # Autoregressive, or cut by tril.
     ordered = name in {"TNPA", "CMANPAND", "CMANPAND-lowrank", "LBANPND", "TNPND"}
     assert torch.allclose(likelihood, other, rtol=1e-9) != ordered
+
+
+def test_a_running_mean_counts_more_points_than_float32_can() -> None:
+    many = models.CNPState(torch.zeros(1, 2, 4), torch.full((1, 1, 1), 2**24))
+    one = models.CNPState(torch.zeros(1, 2, 4), torch.ones(1, 1, 1, dtype=torch.long))
+    assert many.merge(one).count.item() == 2**24 + 1

@@ -1,0 +1,120 @@
+"""`npbench profile`: peak memory and time of models as the context grows."""
+
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from math import nan
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich import box
+from rich.console import Console, Group
+from rich.progress import Progress
+from rich.table import Table
+
+from npbench.commands.sections import instantiate
+from npbench.messages import CommandParser
+from npbench.profiling import PHASES, draw, profile
+from npbench.training import MetaRegression
+
+_DESCRIPTION = """\
+Measure what conditioning, querying, updating and a training step take as the context grows.
+
+  npbench profile --config configs/gp/cmanp.yaml --context-sizes 1e3,1e4,1e5
+  npbench profile --config configs/gp/cmanp.yaml configs/gp/lbanp.yaml configs/gp/tnpd.yaml
+
+The models are those of the configurations, untrained; fields of all can be set by --model.FIELD, as
+in --model.model.context_chunk_size 1000, for training steps of constant memory."""
+
+
+def run(args: Sequence[str]) -> None:
+    options, fields = _parser().parse_with_fields(args, "model")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    modules = {
+        path.stem: instantiate(path, "model", MetaRegression, fields) for path in options.config
+    }
+    profiles = {}
+    with Progress(console=Console(), transient=True) as progress:
+        total = len(options.context_sizes) * len(options.phases)
+        for name, module in modules.items():
+            rows = profile(
+                module.model.to(device), options.context_sizes, options.num_targets,
+                options.phases, device, options.time_limit,
+            )  # fmt: skip
+            profiles[name] = pd.DataFrame(progress.track(rows, total=total, description=name))
+            module.model.cpu()
+    Console().print(render(profiles, options.context_sizes, options.phases))
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = pd.concat(profiles, names=["model"]).reset_index("model")
+    rows.to_csv(options.out / "profile.csv", index=False)
+    draw(profiles).savefig(options.out / "profile.png")
+    print(f"profile.csv and profile.png written to {options.out}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("profile", _DESCRIPTION)
+    parser.add_argument("--config", type=Path, nargs="+", required=True)
+    parser.add_argument(
+        "--context-sizes", type=_sizes, default=[1000, 10_000, 100_000], metavar="N,N,…",
+        help="numbers of context points (default: 1e3,1e4,1e5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-targets", type=_size, default=1000, metavar="M", help="default: 1000"
+    )
+    parser.add_argument(
+        "--phases", type=lambda text: text.split(","), default=list(PHASES), metavar="PHASE,…",
+        help=f"of {','.join(PHASES)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--time-limit", type=float, default=60.0, metavar="SECONDS",
+        help="leave out sizes that would take longer in one call (default: 60)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("profile"), help="folder to write to")
+    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    return parser
+
+
+def _size(text: str) -> int:
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not (number >= 1 and number.is_integer()):
+        raise ArgumentTypeError(f"{text} is no number of points")
+    return int(number)
+
+
+def _sizes(text: str) -> list[int]:
+    return sorted(_size(part) for part in text.split(","))
+
+
+def render(
+    profiles: dict[str, pd.DataFrame], context_sizes: Sequence[int], phases: Sequence[str]
+) -> Group:
+    """A table of memory and one of time: a row a model and size, a column a phase."""
+    memory = _table(phases, "Peak memory of one task beyond its inputs. OOM: out of memory.")
+    time = _table(phases, "Time. –: left out, as it would take longer than --time-limit.")
+    for name, rows in profiles.items():
+        by_place = rows.set_index(["num_context", "phase"]).to_dict("index")
+        for size in context_sizes:
+            cells = [_cells(by_place.get((size, phase))) for phase in phases]
+            for table, column in zip((memory, time), zip(*cells), strict=True):
+                table.add_row(name, f"{size:,}", *column)
+    return Group(memory, time)
+
+
+def _table(phases: Sequence[str], caption: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in ("model", "context", *phases):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    return table
+
+
+def _cells(row: dict[str, float] | None) -> tuple[str, str]:
+    if row is None:
+        return "–", "–"
+    seconds = row["seconds"]
+    if pd.isna(seconds):
+        return "OOM", "OOM"
+    time = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+    return f"{row['peak_bytes'] / 2**20:,.1f} MiB", time
