@@ -132,7 +132,7 @@ class CMANP(NeuralProcess):
         return self._state(state.attention.merge(self._absorb(points)))
 
     def _query(self, state: CMANPState, xt: Tensor) -> Distribution:
-        latents, size = self._latents(state), self._chunk_size()
+        latents, size = self._latents(state), self._points_at_a_time()
         if size is None or xt.shape[1] <= size:
             return self.head(self.decoder(xt, latents))
 
@@ -151,6 +151,10 @@ class CMANP(NeuralProcess):
         return self._encode(state.attention) if state.latents is None else state.latents
 
     def _chunk_size(self) -> int | None:
+        # In training `_absorb` takes all points, and a chunk of them at a time by itself.
+        return None if torch.is_grad_enabled() else self._points_at_a_time()
+
+    def _points_at_a_time(self) -> int | None:
         if self.context_chunk_size is None and not torch.is_grad_enabled():
             return _INFERENCE_CHUNK
         return self.context_chunk_size

@@ -98,24 +98,34 @@ class _Fold(torch.autograd.Function):
         q = queries.expand(-1, len(x), -1, -1, -1)
         state, grad = AttentionState(lse, out), AttentionState(grad_lse, grad_out)
         grad_queries = torch.zeros_like(queries, dtype=lse.dtype)
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
-        inputs = []
+        x_and_y = ctx.needs_input_grad[4:6]
+        trained = [p for p, needed in zip(parameters, ctx.needs_input_grad[6:]) if needed]
+        totals = [torch.zeros_like(parameter) for parameter in trained]
+        inputs: list[list[Tensor]] = []
         for chunk in Points(x, y, mask).blocks(ctx.chunk_size):
-            chunk = Points(*(z.detach().requires_grad_() for z in (chunk.x, chunk.y)), chunk.mask)
+            leaves = [z.detach().requires_grad_(g) for z, g in zip((chunk.x, chunk.y), x_and_y)]
             with torch.enable_grad(), torch.autocast(*ctx.autocast):
-                keys_values = ctx.reader.keys_values(chunk)
-            grads_kv = []
+                keys_values = ctx.reader.keys_values(Points(*leaves, chunk.mask))
+            outputs, grads = [], []
             for i, (k, v) in enumerate(keys_values):
-                grad_q, *grad_kv = attention_backward(
+                grad_q, *grads_kv = attention_backward(
                     q[i], k.detach(), v.detach(), chunk.mask, state[i], grad[i]
                 )
                 grad_queries[i] += grad_q.sum(dim=0)
-                grads_kv += grad_kv
-            outputs = [z for kv in keys_values for z in kv]
-            grad_x, grad_y, *grads = torch.autograd.grad(
-                outputs, [chunk.x, chunk.y, *parameters], grads_kv
-            )
-            inputs.append((grad_x, grad_y))
-            torch._foreach_add_(totals, grads)
-        grad_x, grad_y = (torch.cat(z, dim=1) for z in zip(*inputs))
-        return None, None, None, grad_queries.to(queries.dtype), grad_x, grad_y, *totals
+                answers = [(z, g) for z, g in zip((k, v), grads_kv) if z.requires_grad]
+                outputs += [z for z, _ in answers]
+                grads += [g for _, g in answers]
+            if not outputs:
+                continue
+            leaves = [leaf for leaf in leaves if leaf.requires_grad]
+            found = torch.autograd.grad(outputs, [*leaves, *trained], grads)
+            inputs.append(list(found[: len(leaves)]))
+            if trained:
+                torch._foreach_add_(totals, found[len(leaves) :])
+        of_inputs = iter([torch.cat(z, dim=1) for z in zip(*inputs)])
+        of_parameters = iter(totals)
+        return (
+            *(None, None, None, grad_queries.to(queries.dtype)),
+            *(next(of_inputs) if needed else None for needed in x_and_y),
+            *(next(of_parameters) if needed else None for needed in ctx.needs_input_grad[6:]),
+        )
