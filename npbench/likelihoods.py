@@ -168,7 +168,8 @@ class JointGaussian(nn.Module):
             diagonal = diagonal.masked_fill(padding, 1.0)
 
         def is_broken(diagonal: Tensor) -> Bool[Tensor, "batch"]:
-            return torch.linalg.cholesky_ex(_capacitance(factor, diagonal)).info > 0
+            scale, info = torch.linalg.cholesky_ex(_capacitance(factor, diagonal))
+            return (info > 0) | ~scale.isfinite().all(dim=-1).all(dim=-1)
 
         finite = (factor.isfinite().all(-1) & diagonal.isfinite()).all(-1, keepdim=True)
         mean = mean.where(finite, torch.nan)
