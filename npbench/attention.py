@@ -93,6 +93,30 @@ class AttentionState(TensorRecord):
         out = out + (theirs - union).exp()[..., None] * other.out
         return type(self)(union.masked_fill(both_empty, -torch.inf), out)
 
+    def remove(
+        self, other: "AttentionState"
+    ) -> tuple["AttentionState", Float[Tensor, "*batch queries"]]:
+        r"""The state without the points of `other`, computed in float64: the inverse of `merge`.
+
+        $$\mathrm{lse}^* = \log(e^{\mathrm{lse}} - e^{\mathrm{lse}'}), \qquad
+          \mathrm{out}^* = e^{\mathrm{lse} - \mathrm{lse}^*} \mathrm{out}
+                         - e^{\mathrm{lse}' - \mathrm{lse}^*} \mathrm{out}'$$
+
+        Returns:
+            The state, and the share $e^{\mathrm{lse}^* - \mathrm{lse}}$ of the attention that is
+            left. The smaller it is, the more of the rounding of both states remains: their relative
+            error is divided by it. It is not positive where `other` holds more than the state.
+        """
+        dtype = self.lse.dtype
+        lse, out, lse_other, out_other = (
+            z.double() for z in (self.lse, self.out, other.lse, other.out)
+        )
+        empty = torch.isneginf(lse)
+        share_other = (lse_other - lse.masked_fill(empty, 0.0)).exp()
+        share = (1 - share_other).masked_fill(empty & torch.isneginf(lse_other), 1.0)
+        left = (out - share_other[..., None] * out_other) / share[..., None]
+        return type(self)((lse + share.log()).to(dtype), left.to(dtype)), share
+
     def update(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     ) -> "AttentionState":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
@@ -14,10 +14,12 @@ from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
 from npbench.likelihoods import DiagonalGaussian, independent_normal
 from npbench.models.base import NeuralProcess, State, records_arguments
-from npbench.models.points import Points
+from npbench.models.points import Points, check_batch
 from npbench.models.streaming import PointReader
 
 _INFERENCE_CHUNK = 1024
+# Of its attention that a latent must keep when points are forgotten: rounding is divided by it.
+_LEAST_SHARE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,35 @@ class CMANP(NeuralProcess):
         if not states:
             raise ValueError("merge takes one state or more; condition on no points for a prior")
         return self._state(reduce(AttentionState.merge, (state.attention for state in states)))
+
+    def forget(
+        self,
+        state: CMANPState,
+        x: Float[Tensor, "batch points dim_x"],
+        y: Float[Tensor, "batch points dim_y"],
+        mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> CMANPState:
+        """The state without these points, which it has absorbed before: the inverse of `update`.
+
+        For windows that slide, and for data that must be deleted. Exact but for rounding, which
+        grows as the points carried more of the attention: where less than 1 % of any latent's is
+        left, there is an error instead of a state.
+
+        Raises:
+            ValueError: as `update`; and where the result would be ill-conditioned, or the state
+                cannot have absorbed the points.
+        """
+        points = self._door.points("x", x, "y", y, mask)
+        check_batch("x", points.x, state.batch_size)
+        attention, share = state.attention.remove(self._absorb(points))
+        least = float(share.detach().min())
+        if not least >= _LEAST_SHARE:
+            raise ValueError(
+                f"forgetting these points would leave {least:.1e} of what a latent attends to; "
+                f"below {_LEAST_SHARE:g} the result is ill-conditioned, and below 0 the state has "
+                f"never absorbed the points: condition on those that remain instead"
+            )
+        return self._state(attention)
 
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:
         if torch.is_grad_enabled() and self.context_chunk_size is not None:
