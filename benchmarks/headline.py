@@ -1,0 +1,67 @@
+"""100,000 context points and 1,000,000 targets with the paper's CMANP: time and memory.
+
+    python -m benchmarks.headline
+
+The size is the headline of TNP-KR (under a minute on a 24 GB GPU). Then one million points are
+conditioned on, beside the same computation with plain attention (scores, softmax, product) over
+blocks of 1,000, as the paper's official code does.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from npbench import attention
+from npbench.models import CMANP
+from npbench.models.base import evaluating
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--context", type=float, default=1e5)
+    parser.add_argument("--targets", type=float, default=1e6)
+    parser.add_argument("--points", type=float, default=1e6, help="of the second part")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    model = CMANP(dim_x=1, dim_y=1).to(options.device)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}")
+
+    def points(number: float) -> tuple[Tensor, Tensor]:
+        x, y = torch.randn(2, 1, int(number), 1, device=options.device)
+        return x, y
+
+    with evaluating(model):
+        context, (xt, _) = points(options.context), points(options.targets)
+        model.query(model.condition(*points(2000)), xt[:, :2000])  # warm up
+        state, condition = timed(lambda: model.condition(*context))
+        _, query = timed(lambda: model.query(state, xt))
+        print(
+            f"{context[0].shape[1]:,} context points, {xt.shape[1]:,} targets: {condition:.2f} s + "
+            f"{query:.2f} s = {condition + query:.2f} s; the whole process at most "
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+        )
+        many = points(options.points)
+        _, fused = timed(lambda: model.condition(*many))
+        attention._HAS_FUSED_KERNEL = False
+        _, plain = timed(lambda: model.condition(*many, chunk_size=1000))
+    print(
+        f"{many[0].shape[1]:,} points conditioned on: {fused:.2f} s; with plain attention over "
+        f"blocks of 1,000: {plain:.2f} s, {plain / fused:.1f} times as long"
+    )
+
+
+def timed(function: Callable[[], object]) -> tuple[object, float]:
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
