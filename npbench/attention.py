@@ -113,7 +113,8 @@ class AttentionState(TensorRecord):
         )
         empty = torch.isneginf(lse)
         share_other = (lse_other - lse.masked_fill(empty, 0.0)).exp()
-        share = (1 - share_other).masked_fill(empty & torch.isneginf(lse_other), 1.0)
+        share = (1 - share_other).masked_fill(empty, -torch.inf)
+        share = share.masked_fill(torch.isneginf(lse_other), 1.0)
         left = (out - share_other[..., None] * out_other) / share[..., None]
         return type(self)((lse + share.log()).to(dtype), left.to(dtype)), share
 

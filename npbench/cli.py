@@ -123,6 +123,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"npbench: error: {explain(str(error))}", file=sys.stderr)
         print("(NPBENCH_TRACEBACK=1 shows where it arose)", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("npbench: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def quieten() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from npbench import cli
 from npbench.cli import main
 from npbench.messages import explain
 from npbench.optim import MuonAdam
@@ -182,3 +183,16 @@ def test_two_processes_train_and_evaluate_to_the_result_of_one(tmp_path: Path) -
     run("test", *root, *ckpt)
     results = [pd.read_csv(tmp_path / f"version_{i}/metrics.csv").iloc[0] for i in (1, 2)]
     pd.testing.assert_series_equal(*results, rtol=1e-5)
+
+
+def test_an_interrupted_command_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "compare", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare"])
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "npbench: interrupted\n"

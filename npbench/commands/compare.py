@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from npbench.commands.arguments import default_device, device, size
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
@@ -51,13 +52,12 @@ class Run:
 
 def run(args: Sequence[str]) -> None:
     options, data_options = _parser().parse_with_fields(args, "data")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = load_runs(options.runs)
     config = options.config or runs[0].config
     data = instantiate(config, "data", L.LightningDataModule, data_options)
     console = Console()
     with _progress(console) as progress:
-        table, tasks = compare(runs, data, device, options.sizes, progress)
+        table, tasks = compare(runs, data, options.device, options.sizes, progress)
     console.print(render(table, len(tasks), options.sizes))
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "comparison.csv", float_format="%.6g")
@@ -71,10 +71,12 @@ def _parser() -> CommandParser:
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument(
+        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
+    )
     parser.add_argument(
         "--sizes",
-        type=int,
+        type=size,
         nargs=3,
         default=(1000, 1000, 10),
         metavar=("N", "M", "n"),
@@ -167,8 +169,8 @@ def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> di
     context points, targets, new points."""
     with evaluating(model), _own_randomness(device):
         context, target, new = (
-            [torch.randn(1, size, dim, device=device) for dim in (model.dim_x, model.dim_y)]
-            for size in sizes
+            [torch.randn(1, number, dim, device=device) for dim in (model.dim_x, model.dim_y)]
+            for number in sizes
         )
         state = model.condition(*context)
         phases = {

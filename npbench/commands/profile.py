@@ -1,17 +1,15 @@
 """`npbench profile`: peak memory and time of models as the context grows."""
 
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
-from math import nan
 from pathlib import Path
 
 import pandas as pd
-import torch
 from rich import box
 from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Table
 
+from npbench.commands.arguments import default_device, device, size
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.profiling import PHASES, draw, profile
@@ -29,7 +27,6 @@ in --model.model.context_chunk_size 1000, for training steps of constant memory.
 
 def run(args: Sequence[str]) -> None:
     options, fields = _parser().parse_with_fields(args, "model")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     modules = {
         path.stem: instantiate(path, "model", MetaRegression, fields) for path in options.config
     }
@@ -38,8 +35,8 @@ def run(args: Sequence[str]) -> None:
         total = len(options.context_sizes) * len(options.phases)
         for name, module in modules.items():
             rows = profile(
-                module.model.to(device), options.context_sizes, options.num_targets,
-                options.phases, device, options.time_limit,
+                module.model.to(options.device), options.context_sizes, options.num_targets,
+                options.phases, options.device, options.time_limit,
             )  # fmt: skip
             profiles[name] = pd.DataFrame(progress.track(rows, total=total, description=name))
             module.model.cpu()
@@ -58,9 +55,7 @@ def _parser() -> CommandParser:
         "--context-sizes", type=_sizes, default=[1000, 10_000, 100_000], metavar="N,N,…",
         help="numbers of context points (default: 1e3,1e4,1e5)",
     )  # fmt: skip
-    parser.add_argument(
-        "--num-targets", type=_size, default=1000, metavar="M", help="default: 1000"
-    )
+    parser.add_argument("--num-targets", type=size, default=1000, metavar="M", help="default: 1000")
     parser.add_argument(
         "--phases", type=lambda text: text.split(","), default=list(PHASES), metavar="PHASE,…",
         help=f"of {','.join(PHASES)} (default: all)",
@@ -70,22 +65,14 @@ def _parser() -> CommandParser:
         help="leave out sizes that would take longer in one call (default: 60)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("profile"), help="folder to write to")
-    parser.add_argument("--device", help="cuda where there is one, else cpu")
+    parser.add_argument(
+        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
+    )
     return parser
 
 
-def _size(text: str) -> int:
-    try:
-        number = float(text)
-    except ValueError:
-        number = nan
-    if not (number >= 1 and number.is_integer()):
-        raise ArgumentTypeError(f"{text} is no number of points")
-    return int(number)
-
-
 def _sizes(text: str) -> list[int]:
-    return sorted(_size(part) for part in text.split(","))
+    return sorted(size(part) for part in text.split(","))
 
 
 def render(
@@ -96,10 +83,10 @@ def render(
     time = _table(phases, "Time. –: left out, as it would take longer than --time-limit.")
     for name, rows in profiles.items():
         by_place = rows.set_index(["num_context", "phase"]).to_dict("index")
-        for size in context_sizes:
-            cells = [_cells(by_place.get((size, phase))) for phase in phases]
+        for number in context_sizes:
+            cells = [_cells(by_place.get((number, phase))) for phase in phases]
             for table, column in zip((memory, time), zip(*cells), strict=True):
-                table.add_row(name, f"{size:,}", *column)
+                table.add_row(name, f"{number:,}", *column)
     return Group(memory, time)
 
 

@@ -43,35 +43,24 @@ def compare(*arguments: str, out: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_a_model_s_numbers_are_those_of_test(runs: list[str], tmp_path: Path) -> None:
     table, tasks = compare(*runs, out=tmp_path)
     assert len(tasks) == 20
-    for name, folder in zip(["CNP", "NP"], runs):
+    for name, folder in zip(["NP", "CNP"], reversed(runs)):
         checkpoint = ["--ckpt_path", f"{folder}/checkpoints/best.ckpt"]
         module = MetaRegression.load_from_checkpoint(checkpoint[1])
         assert table.loc[name, "log_likelihood"] == pytest.approx(tasks[name].mean(), rel=1e-4)
         assert table.loc[name, "log_likelihood_stderr"] == pytest.approx(tasks[name].sem(), 1e-3)
         assert table.loc[name, "parameters"] == sum(p.numel() for p in module.parameters())
-    data = {"class_path": "datamodules.GPDataModule"}
+    arguments = {"model": module.hparams["model"]}
+    sections = {
+        "model": {"class_path": "npbench.training.MetaRegression", "init_args": arguments},
+        "data": yaml.safe_load(Path(runs[0], "config.yaml").read_text())["data"],
+        "trainer": {"default_root_dir": str(tmp_path), "accelerator": "cpu"},
+    }
     config = tmp_path / "test.yaml"
-    model = module.hparams["model"]
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "model": {
-                    "class_path": "npbench.training.MetaRegression",
-                    "init_args": {"model": model},
-                },
-                "data": data | {"init_args": {"num_test_tasks": 20, "eval_batch_size": 8}},
-                "trainer": {"default_root_dir": str(tmp_path), "accelerator": "cpu"},
-            }
-        )
-    )
+    config.write_text(yaml.safe_dump(sections))
     main(["test", "--config", str(config), *checkpoint])
     tested = pd.read_csv(next(tmp_path.glob("version_*/metrics.csv"))).iloc[-1]
-    for name in ("rmse", "coverage_50", "coverage_95"):
-        # NP's samples differ: the same random numbers in every comparison, the run's own in `test`.
-        assert tested[f"test/{name}"] == pytest.approx(table.loc["NP", name], abs=0.05)
-    assert tested["test/log_likelihood"] == pytest.approx(
-        table.loc["NP", "log_likelihood"], abs=0.05
-    )
+    for name in ("log_likelihood", "log_likelihood_stderr", "gap", "rmse", "coverage_80"):
+        assert tested[f"test/{name}"] == pytest.approx(table.loc["CNP", name], rel=1e-4)
 
 
 def test_differences_are_paired_by_task_and_the_best_comes_first(
@@ -125,9 +114,11 @@ def test_mistakes_end_in_one_sentence(
         (str(bare),): "name a file with a data section by --config",
         (f"A={runs[1]}", f"A={runs[1]}"): "two runs have one name: A, A",
         (runs[1], "--data.num_test_taskz", "3"): "did you mean num_test_tasks?",
+        (runs[1], "--device", "gpuu"): "there is no device gpuu",
+        (runs[1], "--sizes", "10", "-3", "5"): "-3 is no number of points",
     }.items():
         with pytest.raises(SystemExit) as exit_:
             main(["compare", *arguments, "--out", str(tmp_path / "out")])
-        assert exit_.value.code == 1
+        assert exit_.value.code in (1, 2)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -45,6 +45,7 @@ def test_fields_of_the_models_can_be_set(tmp_path: Path) -> None:
         (["--context-sizes", "1e3,many"], "many is no number of points", 2),
         (["--context-sizes", "0"], "0 is no number of points", 2),
         (["--phases", "quary"], "unknown phase(s) ['quary']; known: condition, query,", 1),
+        (["--device", "gpuu"], "there is no device gpuu", 2),
         (["--context-size", "10"], "did you mean context-sizes?", 2),
         (["--model.model.num_layerz", "1"], "did you mean num_layers?", 1),
     ],

@@ -72,13 +72,21 @@ def test_forgetting_nearly_everything_is_refused() -> None:
         model.forget(state, x, y)
 
 
-@pytest.mark.parametrize("absorbed", [0, 1])
-def test_forgetting_what_was_never_absorbed_is_refused(absorbed: int) -> None:
+@pytest.mark.parametrize(("absorbed", "number"), [(0, 1), (0, 50), (1, 50)])
+def test_forgetting_more_than_was_absorbed_is_refused(absorbed: int, number: int) -> None:
     model = small_cmanp()
-    x, y = random_points(1, 50)
+    x, y = random_points(1, number)
     state = model.condition(x[:, :absorbed], y[:, :absorbed])
     with pytest.raises(ValueError, match="the state has never absorbed the points"):
-        model.forget(state, x[:, 1:], y[:, 1:])
+        model.forget(state, x[:, absorbed:], y[:, absorbed:])
+
+
+def test_an_empty_state_holds_no_share_of_any_point() -> None:
+    """Not even of one whose score is far below 0."""
+    q, k = torch.full((1, 1, 1, 4), 3.0), torch.full((1, 1, 1, 4), -3.0)
+    empty = AttentionState.from_chunk(q, k[:, :, :0], k[:, :, :0])
+    _, share = empty.remove(AttentionState.from_chunk(q, k, k))
+    assert (share == -torch.inf).all()
 
 
 def test_forgetting_nothing_changes_nothing() -> None:
