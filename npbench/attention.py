@@ -76,6 +76,10 @@ class AttentionState(TensorRecord):
           \mathrm{out}^* = e^{\mathrm{lse} - \mathrm{lse}^*} \mathrm{out}
                          + e^{\mathrm{lse}' - \mathrm{lse}^*} \mathrm{out}'$$
 
+        computed as $\mathrm{out} + w\,(\mathrm{out}' - \mathrm{out})$ with
+        $w = \mathrm{sigmoid}(\mathrm{lse}' - \mathrm{lse})$: shares that sum to 1 whatever the
+        rounding of lse, so that it does not grow with the number of merges.
+
         Raises:
             ValueError: if the two are states of different numbers of tasks or queries.
         """
@@ -88,10 +92,9 @@ class AttentionState(TensorRecord):
         both_empty = torch.isneginf(torch.maximum(self.lse, other.lse))
         mine = self.lse.masked_fill(both_empty, 0.0)
         theirs = other.lse.masked_fill(both_empty, 0.0)
-        union = torch.logaddexp(mine, theirs)
-        out = (mine - union).exp()[..., None] * self.out
-        out = out + (theirs - union).exp()[..., None] * other.out
-        return type(self)(union.masked_fill(both_empty, -torch.inf), out)
+        lse = torch.logaddexp(mine, theirs).masked_fill(both_empty, -torch.inf)
+        share = (theirs - mine).sigmoid()[..., None]
+        return type(self)(lse, torch.lerp(self.out, other.out, share))
 
     def remove(
         self, other: "AttentionState"
@@ -331,7 +334,13 @@ class MultiheadAttention(nn.Module):
         return self.temperature.to(q.dtype) * F.rms_norm(q, q.shape[-1:])
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (split_heads(z, self.num_heads) for z in self.to_kv(context).chunk(2, dim=-1))
+        return self.split_keys_values(self.to_kv(context))
+
+    def split_keys_values(
+        self, projected: Float[Tensor, "*batch points two_dim_model"]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values, [*batch, heads, points, dim_head] each, from both side by side."""
+        k, v = (split_heads(z, self.num_heads) for z in projected.chunk(2, dim=-1))
         return (k if self.temperature is None else F.rms_norm(k, k.shape[-1:])), v
 
     def _join_heads(self, out: Tensor) -> Float[Tensor, "batch queries dim_model"]:
@@ -339,9 +348,9 @@ class MultiheadAttention(nn.Module):
 
 
 def split_heads(
-    x: Float[Tensor, "batch points dim_model"], num_heads: int
-) -> Float[Tensor, "batch heads points dim_head"]:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    x: Float[Tensor, "*batch points dim_model"], num_heads: int
+) -> Float[Tensor, "*batch heads points dim_head"]:
+    return x.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
 def join_heads(

@@ -17,7 +17,7 @@ from npbench.models.base import NeuralProcess, State, records_arguments
 from npbench.models.points import Points, check_batch
 from npbench.models.streaming import PointReader
 
-_INFERENCE_CHUNK = 1024
+_INFERENCE_CHUNK = 512
 # Of its attention that a latent must keep when points are forgotten: rounding is divided by it.
 _LEAST_SHARE = 0.01
 
@@ -72,7 +72,7 @@ class CMANP(NeuralProcess):
         context_chunk_size: how many context points `condition` and `update` embed and absorb at a
             time, and targets `query` decodes: memory then does not depend on their numbers, in
             training either, where backward computes each chunk again. By default all at once while
-            gradients are recorded, and 1,024 otherwise, where chunks cost nothing.
+            gradients are recorded, and 512 otherwise, where chunks cost nothing.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024; the defaults are its configuration (1,341,634 parameters for one input and output).

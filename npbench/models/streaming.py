@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -16,7 +17,12 @@ from npbench.models.points import Points
 
 @dataclass(frozen=True)
 class PointReader:
-    """The first attentions of several blocks, whose latents attend to the same embedded points.
+    r"""The first attentions of several blocks, whose latents attend to the same embedded points E.
+
+    What `block.absorb(E)` computes for each block, at once for all: with the normalised embeddings
+    $\hat{E}$, which the blocks share, block i's norm folds into its projection,
+
+    $$W_i\, \mathrm{LN}_i(E) = (W_i\, \mathrm{diag}\, \gamma_i)\, \hat{E} + W_i \beta_i$$
 
     Args:
         embed: from [x, y] to the points' embeddings.
@@ -28,8 +34,7 @@ class PointReader:
 
     def absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points, stacked, by ordinary autograd."""
-        embedding = self.embed(points.xy)
-        return AttentionState.stack([block.absorb(embedding, points.mask) for block in self.blocks])
+        return self._attend(self.queries(), points)
 
     def fold(self, points: Points, chunk_size: int) -> AttentionState:
         """The same states and the same gradients, `chunk_size` points at a time in both."""
@@ -40,23 +45,55 @@ class PointReader:
 
     def queries(self) -> Float[Tensor, "blocks 1 heads queries dim_head"]:
         """What the latents of each block ask of the points."""
-        layers = [block.attend_points for block in self.blocks]
         latents = [block.latents[None] for block in self.blocks]
         return torch.stack(
-            [layer.attention.queries(layer.norm(z)) for layer, z in zip(layers, latents)]
+            [layer.attention.queries(layer.norm(z)) for layer, z in zip(self._layers, latents)]
         )
 
-    def keys_values(self, points: Points) -> list[tuple[Tensor, Tensor]]:
+    def keys_values(
+        self, points: Points
+    ) -> tuple[
+        Float[Tensor, "blocks batch heads points dim_head"],
+        Float[Tensor, "blocks batch heads points dim_head"],
+    ]:
         """What the points answer each block."""
         embedding = self.embed(points.xy)
-        layers = [block.attend_points for block in self.blocks]
-        return [layer.attention.keys_values(layer.norm_context(embedding)) for layer in layers]
+        first = self._layers[0]
+        norms = [layer.norm_context for layer in self._layers]
+        weights = [layer.attention.to_kv.weight for layer in self._layers]
+        weight = torch.stack([w * norm.weight for w, norm in zip(weights, norms)])
+        bias = torch.stack([w @ norm.bias for w, norm in zip(weights, norms)])
+        normalised = F.layer_norm(embedding, embedding.shape[-1:], eps=first.norm_context.eps)
+        every_block = normalised.flatten(0, 1).expand(len(weights), -1, -1)
+        projected = torch.baddbmm(bias[:, None], every_block, weight.mT)
+        return first.attention.split_keys_values(projected.unflatten(1, points.x.shape[:2]))
 
     def parameters(self) -> list[nn.Parameter]:
         """Those that keys and values depend on."""
-        layers = [block.attend_points for block in self.blocks]
-        modules = [self.embed, *(m for x in layers for m in (x.norm_context, x.attention.to_kv))]
-        return [parameter for module in modules for parameter in module.parameters()]
+        of_layers = (m for x in self._layers for m in (x.norm_context, x.attention.to_kv))
+        return [parameter for m in (self.embed, *of_layers) for parameter in m.parameters()]
+
+    @property
+    def _layers(self) -> list[nn.Module]:
+        return [block.attend_points for block in self.blocks]
+
+    def _attend(self, queries: Tensor, points: Points) -> AttentionState:
+        k, v = self.keys_values(points)
+        state = AttentionState.from_chunk(
+            _for_tasks(queries, k.shape[1]), k.flatten(0, 1), v.flatten(0, 1),
+            _repeated(points.mask, len(k)),
+        )  # fmt: skip
+        return state.map(lambda z: z.unflatten(0, k.shape[:2]))
+
+
+def _for_tasks(
+    queries: Float[Tensor, "blocks 1 heads queries dim_head"], batch_size: int
+) -> Float[Tensor, "blocks_batch heads queries dim_head"]:
+    return queries.expand(-1, batch_size, -1, -1, -1).flatten(0, 1)
+
+
+def _repeated(mask: Tensor | None, times: int) -> Tensor | None:
+    return None if mask is None else mask.repeat(times, 1)
 
 
 class _Fold(torch.autograd.Function):
@@ -73,16 +110,9 @@ class _Fold(torch.autograd.Function):
         y: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        points = Points(x, y, mask)
-        q = queries.expand(-1, len(x), -1, -1, -1)
-
-        def states(chunk: Points) -> AttentionState:
-            return AttentionState.stack(
-                [AttentionState.from_chunk(*qkv, chunk.mask)
-                 for qkv in ((q_, *kv) for q_, kv in zip(q, reader.keys_values(chunk)))]
-            )  # fmt: skip
-
-        state = reduce(AttentionState.merge, map(states, points.blocks(chunk_size)))
+        chunks = Points(x, y, mask).blocks(chunk_size)
+        states = (reader._attend(queries, chunk) for chunk in chunks)
+        state = reduce(AttentionState.merge, states)
         device = x.device.type
         ctx.autocast = (
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -95,8 +125,11 @@ class _Fold(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_lse: Tensor, grad_out: Tensor) -> tuple:
         mask, queries, x, y, lse, out, *parameters = ctx.saved_tensors
-        q = queries.expand(-1, len(x), -1, -1, -1)
-        state, grad = AttentionState(lse, out), AttentionState(grad_lse, grad_out)
+        state, grad = (
+            AttentionState(z.flatten(0, 1), o.flatten(0, 1))
+            for z, o in ((lse, out), (grad_lse, grad_out))
+        )
+        q = _for_tasks(queries, len(x))
         grad_queries = torch.zeros_like(queries, dtype=lse.dtype)
         x_and_y = ctx.needs_input_grad[4:6]
         trained = [p for p, needed in zip(parameters, ctx.needs_input_grad[6:]) if needed]
@@ -105,20 +138,18 @@ class _Fold(torch.autograd.Function):
         for chunk in Points(x, y, mask).blocks(ctx.chunk_size):
             leaves = [z.detach().requires_grad_(g) for z, g in zip((chunk.x, chunk.y), x_and_y)]
             with torch.enable_grad(), torch.autocast(*ctx.autocast):
-                keys_values = ctx.reader.keys_values(Points(*leaves, chunk.mask))
-            outputs, grads = [], []
-            for i, (k, v) in enumerate(keys_values):
-                grad_q, *grads_kv = attention_backward(
-                    q[i], k.detach(), v.detach(), chunk.mask, state[i], grad[i]
-                )
-                grad_queries[i] += grad_q.sum(dim=0)
-                answers = [(z, g) for z, g in zip((k, v), grads_kv) if z.requires_grad]
-                outputs += [z for z, _ in answers]
-                grads += [g for _, g in answers]
-            if not outputs:
-                continue
+                k, v = ctx.reader.keys_values(Points(*leaves, chunk.mask))
+            grad_q, grad_k, grad_v = attention_backward(
+                q, k.detach().flatten(0, 1), v.detach().flatten(0, 1),
+                _repeated(chunk.mask, len(k)), state, grad,
+            )  # fmt: skip
+            grad_queries += grad_q.unflatten(0, k.shape[:2]).sum(dim=1, keepdim=True)
             leaves = [leaf for leaf in leaves if leaf.requires_grad]
-            found = torch.autograd.grad(outputs, [*leaves, *trained], grads)
+            if not (leaves or trained):
+                continue
+            found = torch.autograd.grad(
+                [k, v], [*leaves, *trained], [grad_k.view_as(k), grad_v.view_as(v)]
+            )
             inputs.append(list(found[: len(leaves)]))
             if trained:
                 torch._foreach_add_(totals, found[len(leaves) :])

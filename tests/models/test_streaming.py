@@ -5,7 +5,7 @@ import torch
 from helpers import assert_close, few_examples, random_points, random_task, small_cmanp
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from npbench import attention
 from npbench.attention import AttentionState
@@ -34,6 +34,25 @@ def gradients(model: CMANP, state: AttentionState, points: Points) -> list[Tenso
     loss = (torch.randn_like(lse) * lse).sum() + (torch.randn_like(state.out) * state.out).sum()
     inputs = [points.x, points.y, *(p for p in model.parameters())]
     return [g for g in torch.autograd.grad(loss, inputs, allow_unused=True) if g is not None]
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_it_reads_for_all_blocks_what_each_would_read_by_itself(
+    qk_norm: bool, masked: bool
+) -> None:
+    model = small_cmanp(qk_norm=qk_norm, dtype=torch.float64)
+    for block in model.blocks:  # norms as after training
+        for parameter in block.attend_points.norm_context.parameters():
+            nn.init.normal_(parameter)
+    mask = torch.rand(3, 9) < 0.6 if masked else None
+    points = Points(*random_points(3, 9, dtype=torch.float64), mask)
+    embedding = model.embed_points(points.xy)
+    state = reader_of(model).absorb(points)
+    for i, block in enumerate(model.blocks):
+        expected = block.absorb(embedding, mask)
+        assert_close(state[i].lse, expected.lse)
+        assert_close(state[i].out, expected.out)
 
 
 @pytest.mark.usefixtures("kernel")
