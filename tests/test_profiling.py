@@ -130,3 +130,12 @@ def test_on_cuda_the_peak_is_the_allocator_s() -> None:
     measured = measure(lambda: torch.zeros(2**20, device="cuda").sum(), "cuda")
     assert measured.peak_bytes is not None
     assert 2**22 <= measured.peak_bytes <= 2**22 + 2**12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_it_leaves_the_highest_mark_of_others_where_it_was() -> None:
+    torch.zeros(2**26, device="cuda")
+    peak = torch.cuda.max_memory_allocated()
+    measured = measure(lambda: torch.zeros(2**20, device="cuda"), "cuda")
+    assert measured.peak_bytes < 2**23
+    assert peak <= torch.cuda.max_memory_allocated() <= peak + 2**14
