@@ -30,7 +30,8 @@ class AttentionState(TensorRecord):
       \mathrm{out} = \sum_j e^{s_j - \mathrm{lse}}\, v_j$$
 
     States form a commutative monoid under `merge`, with identity $(-\infty, 0)$, the state of no
-    points. They are held in float32 at least, under autocast too.
+    points. They are held in float32 at least, under autocast too. In float32, lse of millions of
+    points no longer grows by a single one: absorb so many in chunks, or in float64.
 
     Example:
         >>> q, k, v = torch.randn(1, 4, 8, 16), *torch.randn(2, 1, 4, 100, 16)
@@ -54,11 +55,8 @@ class AttentionState(TensorRecord):
     ) -> "AttentionState":
         """The state after attending to one chunk of points, of which `mask` marks the real ones."""
         dtype = torch.promote_types(q.dtype, torch.float32)
-        if k.shape[-2] == 0:
-            lse = q.new_full(q.shape[:-1], -torch.inf, dtype=dtype)
-            return cls(lse, torch.zeros_like(q, dtype=dtype))
         bias = _bias(mask, q.dtype)
-        if _HAS_FUSED_KERNEL and q.device.type == "cpu":
+        if _HAS_FUSED_KERNEL and q.device.type == "cpu" and k.shape[-2]:
             lse, out = _FusedAttention.apply(q, k, v, bias)
         else:
             lse, out = attention_with_lse(q, k, v, bias)

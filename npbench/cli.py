@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
-from npbench.commands import compare, import_official, profile
+from npbench.commands import compare, condition, import_official, profile, query
 from npbench.messages import explain, options_of, refuse
 
 _DESCRIPTION = """\
@@ -27,6 +27,8 @@ Train, measure and use constant-memory neural processes.
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench compare RUN RUN ...         # several models on the same tasks; npbench compare --help
   npbench profile --config CONFIG ... # memory and time as the context grows
+  npbench condition --ckpt RUN ...    # a table of any size becomes a small file, a state
+  npbench query --state STATE ...     # which predicts at the rows of another
   npbench import-official CKPT ...    # weights of the paper's official code
 
 Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
@@ -44,6 +46,8 @@ _SUBCOMMANDS = {
 _COMMANDS = {
     "compare": compare.run,
     "profile": profile.run,
+    "condition": condition.run,
+    "query": query.run,
     "import-official": import_official.run,
 }
 
@@ -123,8 +127,8 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"npbench: error: {explain(str(error))}", file=sys.stderr)
         print("(NPBENCH_TRACEBACK=1 shows where it arose)", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("npbench: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"npbench: interrupted{interrupt}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -391,3 +391,11 @@ def test_attend_gives_0_where_there_are_no_points() -> None:
     q, k, v = random_qkv(points=0)
     for mask in (None, torch.zeros(2, 4, 0, dtype=torch.bool)):
         assert torch.equal(attend(q, k, v, mask), torch.zeros_like(q))
+
+
+def test_no_points_at_all_have_gradients_too() -> None:
+    """Of 0: under DDP every rank must reach every parameter."""
+    q, k, v = (torch.randn(2, 2, n, 4, requires_grad=True) for n in (3, 0, 0))
+    state = AttentionState.from_chunk(q, k, v)
+    (grad,) = torch.autograd.grad(state.out.sum(), [q])
+    assert torch.equal(grad, torch.zeros_like(q))

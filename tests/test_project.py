@@ -28,9 +28,11 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file(), module
 
 
-LAYERS = ["structure", "task", "attention", "blocks", "likelihoods", "models", "metrics", "optim",
-          "profiling", "training", "callbacks", "interop", "messages", "commands",
-          "cli"]  # fmt: skip
+LAYERS = [
+    "structure", "task", "tables", "attention", "distributed", "blocks", "likelihoods", "models",
+    "predictions", "metrics", "optim", "profiling", "training", "callbacks", "interop", "messages",
+    "commands", "cli",
+]  # fmt: skip
 FILES = [path for path in (ROOT / "npbench").rglob("*.py") if path.parent.name != "npbench"
          or not path.stem.startswith("__")]  # fmt: skip
 

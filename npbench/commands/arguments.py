@@ -2,6 +2,7 @@
 
 from argparse import ArgumentTypeError
 from math import nan
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,14 @@ def size(text: str) -> int:
     return int(number)
 
 
+def columns(text: str) -> list[str]:
+    """Names of columns, such as lat,lon."""
+    names = text.split(",")
+    if not all(names) or len(set(names)) < len(names):
+        raise ArgumentTypeError(f"{text} is no list of different columns, such as lat,lon")
+    return names
+
+
 def device(text: str) -> torch.device:
     """A device that is there."""
     try:
@@ -24,6 +33,29 @@ def device(text: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ArgumentTypeError(f"there is no device {text}") from error
     return torch.device(text)
+
+
+def given(option: str, value: str | None) -> str:
+    """An option's value from elsewhere.
+
+    Raises:
+        ValueError: if it is not there either.
+    """
+    if value is None:
+        raise ValueError(f"{option} is missing")
+    return value
+
+
+def check_out(out: Path, *sources: Path) -> None:
+    """Refuse to write a file onto a folder, or over what it is made from.
+
+    Raises:
+        ValueError: if it is one of them.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file in it by --out")
+    if out.exists() and any(path.exists() and out.samefile(path) for path in sources):
+        raise ValueError(f"{out} is what the result is made from; name another file by --out")
 
 
 def default_device() -> torch.device:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.console import Console, Group
-from rich.progress import Progress
 from rich.table import Table
 
 from npbench.commands.arguments import default_device, device, size
+from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.profiling import PHASES, draw, profile
@@ -31,7 +31,7 @@ def run(args: Sequence[str]) -> None:
         path.stem: instantiate(path, "model", MetaRegression, fields) for path in options.config
     }
     profiles = {}
-    with Progress(console=Console(), transient=True) as progress:
+    with progress_bar() as progress:
         total = len(options.context_sizes) * len(options.phases)
         for name, module in modules.items():
             rows = profile(

@@ -1,5 +1,6 @@
 """The contract of every model: a state that absorbs data."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,16 +9,22 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from npbench.models.points import Door, Points, check_batch
+from npbench.models.door import ChunkError, Door, check_batch
+from npbench.models.points import Points
 from npbench.structure import TensorRecord
 from npbench.task import Task
 
 AnyState = TypeVar("AnyState", bound="State")
+Part = TypeVar("Part", bound=TensorRecord)
+
+# Data that comes in chunks, or in a file.
+Stream = Iterable | str | os.PathLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,46 +116,51 @@ class NeuralProcess(nn.Module, ABC):
 
     def condition(
         self,
-        xc: Float[Tensor, "batch context dim_x"] | Iterable[tuple],
-        yc: Float[Tensor, "batch context dim_y"] | None = None,
-        mask: Bool[Tensor, "batch context"] | None = None,
+        xc: Float[Tensor, "batch context dim_x"] | np.ndarray | Stream,
+        yc: Float[Tensor, "batch context dim_y"] | np.ndarray | None = None,
+        mask: Bool[Tensor, "batch context"] | np.ndarray | None = None,
         chunk_size: int | None = None,
     ) -> State:
         """The state of a context set; an empty one gives the prior.
 
+        Tensors are of the model's type and on its device. NumPy arrays, memory-mapped ones too, and
+        chunks are brought there, and may be of one task: [context, dim_x].
+
         Args:
-            xc: context inputs, or an iterable of (x, y) or (x, y, mask) chunks in place of `xc`,
-                `yc` and `mask`.
+            xc: context inputs; or, in place of `xc`, `yc` and `mask`, a stream: an iterable of
+                (x, y) or (x, y, mask) chunks such as a generator, a `DataLoader` or a `PointTable`,
+                or the path of a Parquet or CSV file with columns x0, x1, …, y0, ….
             yc: context outputs.
             mask: True where a context point is real.
             chunk_size: embed and absorb that many points at a time. The result is the same; where
                 the model streams, peak memory does not depend on the number of points.
 
         Raises:
-            ValueError: on a wrong width, shape or type, and on NaN or infinite values.
+            ValueError: on a wrong width, shape or type, and on NaN or infinite values. In a stream
+                it is a `ChunkError`, whose `state` is that of the chunks before.
         """
-        if isinstance(xc, Tensor):
+        size = self._chunk_size() if chunk_size is None else chunk_size
+        if isinstance(xc, Tensor | np.ndarray):
             if yc is None:
                 raise ValueError("condition got context inputs xc without outputs yc")
-            chunk_size = self._chunk_size() if chunk_size is None else chunk_size
-            return self._condition(self._door.slices(xc, yc, mask, chunk_size))
-        if yc is not None or mask is not None or chunk_size is not None:
+            return self._condition(self._door.slices(xc, yc, mask, size))
+        if not isinstance(xc, Stream):
+            raise ValueError(
+                f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
+            )
+        if yc is not None or mask is not None:
             raise ValueError(
                 f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
                 f"got xc of type {type(xc).__name__} with other arguments"
             )
-        if not isinstance(xc, Iterable):
-            raise ValueError(
-                f"condition takes tensors or an iterable of (x, y) chunks, not {type(xc).__name__}"
-            )
-        return self._condition(self._door.chunks(xc))
+        return self._condition(self._door.chunks(xc, size))
 
     def update(
         self,
         state: State,
-        x: Float[Tensor, "batch points dim_x"],
-        y: Float[Tensor, "batch points dim_y"],
-        mask: Bool[Tensor, "batch points"] | None = None,
+        x: Float[Tensor, "batch points dim_x"] | np.ndarray,
+        y: Float[Tensor, "batch points dim_y"] | np.ndarray,
+        mask: Bool[Tensor, "batch points"] | np.ndarray | None = None,
     ) -> State:
         """The state after more points: the same as conditioning on the union.
 
@@ -159,20 +171,33 @@ class NeuralProcess(nn.Module, ABC):
         check_batch("x", points.x, state.batch_size)
         return self._update(state, points)
 
-    def query(self, state: State, xt: Float[Tensor, "batch target dim_x"]) -> Distribution:
+    def query(
+        self, state: State, xt: Float[Tensor, "batch target dim_x"] | np.ndarray | Stream
+    ) -> Distribution | Iterator[Distribution]:
         """The predictive distribution at `xt`.
+
+        Args:
+            state: of the context.
+            xt: target inputs; or a stream of them, chunk by chunk as in `condition`, whose
+                distributions come one after another (`npbench.predictions` writes them to a file).
 
         Raises:
             ValueError: as `condition`, and when there are no targets.
         """
-        self._check_targets(state, xt)
-        return self._query(state, xt)
+        if isinstance(xt, Tensor | np.ndarray):
+            return self._query(state, self._targets(state, xt).x)
+        if not isinstance(xt, Stream):
+            raise ValueError(
+                f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"
+            )
+        chunks = self._door.target_chunks(xt, state.batch_size)
+        return (self._query(state, targets.x) for targets in chunks)
 
     def marginals(
         self,
         state: State,
-        xt: Float[Tensor, "batch target dim_x"],
-        mask: Bool[Tensor, "batch target"] | None = None,
+        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
+        mask: Bool[Tensor, "batch target"] | np.ndarray | None = None,
     ) -> Marginals:
         """The mean and standard deviation of each target's value, taken by itself.
 
@@ -184,9 +209,7 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             ValueError: as `query`.
         """
-        targets = self._door.targets("xt", xt, mask)
-        check_batch("xt", targets.x, state.batch_size)
-        return self._marginals(state, targets)
+        return self._marginals(state, self._targets(state, xt, mask))
 
     def forward(
         self,
@@ -214,7 +237,10 @@ class NeuralProcess(nn.Module, ABC):
         return -self.log_likelihood(task).mean()
 
     def sample(
-        self, state: State, xt: Float[Tensor, "batch target dim_x"], num_samples: int = 1
+        self,
+        state: State,
+        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
+        num_samples: int = 1,
     ) -> Float[Tensor, "samples batch target dim_y"]:
         """Draws of the targets' values.
 
@@ -223,7 +249,7 @@ class NeuralProcess(nn.Module, ABC):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be 1 or more")
-        self._check_targets(state, xt)
+        xt = self._targets(state, xt).x
         with torch.no_grad():
             return self._sample(state, xt, num_samples)
 
@@ -251,11 +277,13 @@ class NeuralProcess(nn.Module, ABC):
 
     @property
     def _door(self) -> Door:
-        return Door(self.dim_x, self.dim_y, next(self.parameters()).dtype)
+        parameter = next(self.parameters())
+        return Door(self.dim_x, self.dim_y, parameter.dtype, parameter.device)
 
-    def _check_targets(self, state: State, xt: Tensor) -> None:
-        self._door.check_targets("xt", xt)
-        check_batch("xt", xt, state.batch_size)
+    def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
+        targets = self._door.targets("xt", xt, mask)
+        check_batch("xt", targets.x, state.batch_size)
+        return targets
 
     def _read(self, task: Task) -> tuple[State, Points]:
         """The state of the task's context, and its targets: checked, with 0 at padding."""
@@ -264,8 +292,20 @@ class NeuralProcess(nn.Module, ABC):
         targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
         self._door.check_no_task_is_empty("target_mask", targets.mask)
         state = self.condition(task.xc, task.yc, task.context_mask)
-        self._check_targets(state, targets.x)
+        self._targets(state, targets.x)
         return state, targets
+
+
+def union(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:
+    """All parts merged, and finished; a `ChunkError` takes what there is until then with it."""
+    whole = None
+    try:
+        for part in parts:
+            whole = part if whole is None else whole.merge(part)
+    except ChunkError as error:
+        error.state = None if whole is None else finish(whole)
+        raise
+    return finish(whole)
 
 
 @contextmanager

@@ -1,20 +1,24 @@
 """CMANP: attention over a context of any size, at constant memory."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
 from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
+from npbench.distributed import all_merge
 from npbench.likelihoods import DiagonalGaussian, independent_normal
-from npbench.models.base import NeuralProcess, State, records_arguments
-from npbench.models.points import Points, check_batch
+from npbench.models import storage
+from npbench.models.base import NeuralProcess, State, records_arguments, union
+from npbench.models.door import check_batch
+from npbench.models.points import Points
 from npbench.models.streaming import PointReader
 
 _INFERENCE_CHUNK = 512
@@ -43,6 +47,35 @@ class CMANPState(State):
             ValueError: if the two are states of different numbers of tasks, or of other models.
         """
         return type(self)(self.attention.merge(other.attention), latents=None)
+
+    def save(self, path: str | os.PathLike, model: "CMANP | None" = None, **notes: str) -> None:
+        """Write the state to a safetensors file: complete, or not at all.
+
+        Args:
+            path: the file, whose size the context does not change.
+            model: whose state it is; its fingerprint is written with it, for `load` to check.
+            notes: further facts to write into the file's metadata.
+        """
+        tensors = {"attention.lse": self.attention.lse, "attention.out": self.attention.out}
+        if self.latents is not None:
+            tensors["latents"] = self.latents
+        storage.write(path, tensors, model, notes)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model: "CMANP | None" = None) -> "CMANPState":
+        """Read a state that `save` has written, onto the model's device if one is given.
+
+        Args:
+            path: the file.
+            model: to be used with the state, and refused if it is not the one that made it.
+
+        Raises:
+            ValueError: if the file is no saved state, or one of another model or other weights.
+        """
+        tensors = storage.read(path, model)
+        attention = AttentionState(tensors["attention.lse"], tensors["attention.out"])
+        state = cls(attention, tensors.get("latents"))
+        return state if model is None else state.to(model.latents.device)
 
 
 class CMANP(NeuralProcess):
@@ -123,7 +156,21 @@ class CMANP(NeuralProcess):
         """The state of the union of one context or more, ready to be queried."""
         if not states:
             raise ValueError("merge takes one state or more; condition on no points for a prior")
-        return self._state(reduce(AttentionState.merge, (state.attention for state in states)))
+        return union((state.attention for state in states), finish=self._state)
+
+    def all_merge(self, state: CMANPState, group: ProcessGroup | None = None) -> CMANPState:
+        """The collective form of `merge`: the state of all ranks' contexts, ready to be queried.
+
+        One context split over processes, in training too: see `npbench.distributed.all_merge`.
+
+        Args:
+            state: of this rank's shard of the context, which may be empty.
+            group: the ranks that share the context; by default all.
+
+        Raises:
+            ValueError: if there is no process group, or this process is not in it.
+        """
+        return self._state(all_merge(state.attention, group, self.parameters()))
 
     def forget(
         self,
@@ -157,7 +204,7 @@ class CMANP(NeuralProcess):
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:
         if torch.is_grad_enabled() and self.context_chunk_size is not None:
             return self._state(self._absorb(Points.union(chunks)))
-        return self._state(reduce(AttentionState.merge, map(self._absorb, chunks)))
+        return union(map(self._absorb, chunks), finish=self._state)
 
     def _update(self, state: CMANPState, points: Points) -> CMANPState:
         return self._state(state.attention.merge(self._absorb(points)))

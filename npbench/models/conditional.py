@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch.distributions import Distribution
 from npbench.attention import attend, join_heads, split_heads
 from npbench.blocks import MLP
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, State, records_arguments
+from npbench.models.base import NeuralProcess, State, records_arguments, union
 from npbench.models.points import Points
 
 
@@ -71,7 +70,7 @@ class PooledEncoder(nn.Module):
         )
 
     def condition(self, chunks: Iterable[Points]) -> CNPState:
-        return reduce(CNPState.merge, map(self._absorb, chunks))
+        return union(map(self._absorb, chunks))
 
     def update(self, state: CNPState, points: Points) -> CNPState:
         return state.merge(self._absorb(points))

@@ -42,24 +42,32 @@ MASK = torch.ones(2, 5, dtype=torch.bool)
     [
         (
             (X, spoilt(Y, NAN, (0, 3, 0))),
-            r"yc holds 1 NaN or infinite value\(s\), the first at \[0, 3, 0\]",
+            r"yc holds 1 NaN or infinite value\(s\), the first in task 0, point 3, column 0",
         ),
         (
             (X, spoilt(Y, NAN, (1, 0, 0), (1, 4, 0))),
-            r"yc holds 2 NaN or infinite value\(s\), the first at \[1, 0, 0\]",
+            r"yc holds 2 NaN or infinite value\(s\), the first in task 1, point 0, column 0",
         ),
-        ((spoilt(X, INF, (1, 2, 1)), Y), r"xc holds 1 NaN .* the first at \[1, 2, 1\]"),
-        ((spoilt(X, -INF, (0, 0, 0)), Y), r"xc holds 1 NaN .* the first at \[0, 0, 0\]"),
+        (
+            (spoilt(X, INF, (1, 2, 1)), Y),
+            r"xc holds 1 NaN .* the first in task 1, point 2, column 1",
+        ),
+        (
+            (spoilt(X, -INF, (0, 0, 0)), Y),
+            r"xc holds 1 NaN .* the first in task 0, point 0, column 0",
+        ),
         ((X[..., :1], Y), r"xc has shape \[2, 5, 1\]; expected \[batch, points, 2\].* dim_x=2"),
         ((X, X), r"yc has shape \[2, 5, 2\]; expected \[batch, points, 1\].* dim_y=1"),
         ((X[0], Y[0]), r"xc has shape \[5, 2\]; expected \[batch, points, 2\]"),
         ((X, Y[..., 0]), r"yc has shape \[2, 5\]; expected \[batch, points, 1\]"),
-        ((X.numpy(), Y.numpy()), "got xc of type ndarray"),
-        ((X.numpy(),), "chunk 0 is no .x, y."),
-        ((X, Y.numpy()), "yc must be a tensor, not ndarray"),
+        ((X.numpy(),), "xc without outputs yc"),
+        ((X.numpy(), Y.tolist()), "yc must be a tensor, not list"),
+        ((X.numpy(), Y.numpy()[0]), r"yc has shape \[5, 1\]; expected \[batch, points, 1\]"),
+        ((X.numpy().astype(str), Y.numpy()), "xc holds <U32 values, not numbers"),
+        ((X.numpy() * 1e300, Y.numpy()), "xc holds 20 NaN or infinite value"),
         ((X.tolist(), Y), "got xc of type list"),
         ((X, None), "xc without outputs yc"),
-        ((None,), "takes tensors or an iterable of .x, y. chunks, not NoneType"),
+        ((None,), "takes tensors, or an iterable of .x, y. chunks, not NoneType"),
         ((X.double(), Y.double()), r"xc is torch.float64, the model torch.float32; convert one"),
         ((X, Y.long()), r"yc is torch.int64, the model torch.float32"),
         ((X, Y[:, :4]), r"xc \[2, 5, 2\] and yc \[2, 4, 1\] differ in the number of tasks or poi"),
@@ -67,7 +75,7 @@ MASK = torch.ones(2, 5, dtype=torch.bool)
         ((X, Y, MASK[:, :4]), r"the mask of xc has shape \[2, 4\]; expected \[2, 5\]"),
         ((X, Y, MASK[0]), r"the mask of xc has shape \[5\]; expected \[2, 5\]"),
         ((X, Y, MASK.float()), "the mask of xc must be a bool tensor, True = real"),
-        ((X, Y, MASK.numpy()), "the mask of xc must be a bool tensor, True = real"),
+        ((X, Y, MASK.float().numpy()), "the mask of xc must be a bool tensor, True = real"),
         ((X, Y, None, 0), "chunk_size=0 must be 1 or more"),
         ((X, Y, None, -3), "chunk_size=-3 must be 1 or more"),
     ],
@@ -81,12 +89,15 @@ def test_condition_says_what_is_wrong_with_a_context(arguments: tuple, message: 
     ("chunks", "message"),
     [
         ([], "iterable of chunks is empty; for a prior, give one empty chunk"),
-        ([(X, Y), (X, spoilt(Y, NAN, (0, 1, 0)))], r"y of chunk 1 holds 1 NaN .* \[0, 1, 0\]"),
-        ([(X, Y), (X[..., :1], Y)], r"x of chunk 1 has shape \[2, 5, 1\]"),
-        ([(X, Y), X], r"chunk 1 is no \(x, y\) or \(x, y, mask\) tuple"),
-        ([(X,)], r"chunk 0 is no \(x, y\) or \(x, y, mask\) tuple"),
-        ([(X, Y, MASK[:, 1:])], r"the mask of x of chunk 0 has shape \[2, 4\]; expected \[2, 5\]"),
-        ([(X, Y), (X[:, :3], Y)], "x of chunk 1 .* and y of chunk 1 .* differ"),
+        (
+            [(X, Y), (X, spoilt(Y, NAN, (0, 1, 0)))],
+            r"chunk 1: y holds 1 NaN .* task 0, point 1, column 0",
+        ),
+        ([(X, Y), (X[..., :1], Y)], r"chunk 1: x has shape \[2, 5, 1\]"),
+        ([(X, Y), X], r"chunk 1: it is no \(x, y\) or \(x, y, mask\) tuple"),
+        ([(X,)], r"chunk 0: it is no \(x, y\) or \(x, y, mask\) tuple"),
+        ([(X, Y, MASK[:, 1:])], r"chunk 0: the mask of x has shape \[2, 4\]; expected \[2, 5\]"),
+        ([(X, Y), (X[:, :3], Y)], "chunk 1: x .* and y .* differ"),
     ],
 )
 def test_condition_says_which_chunk_is_wrong(chunks: list, message: str) -> None:
@@ -94,7 +105,7 @@ def test_condition_says_which_chunk_is_wrong(chunks: list, message: str) -> None
         model().condition(iter(chunks))
 
 
-@pytest.mark.parametrize("extra", [{"yc": Y}, {"mask": MASK}, {"chunk_size": 2}])
+@pytest.mark.parametrize("extra", [{"yc": Y}, {"mask": MASK}])
 def test_chunks_come_alone(extra: dict) -> None:
     with pytest.raises(ValueError, match=r"iterable of \(x, y\) chunks alone; got xc of type list"):
         model().condition([(X, Y)], **extra)
@@ -103,7 +114,11 @@ def test_chunks_come_alone(extra: dict) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (X, spoilt(Y, INF, (1, 1, 0)), r"y holds 1 NaN or infinite .* the first at \[1, 1, 0\]"),
+        (
+            X,
+            spoilt(Y, INF, (1, 1, 0)),
+            r"y holds 1 NaN or infinite .* the first in task 1, point 1, column 0",
+        ),
         (X[..., :1], Y, r"x has shape \[2, 5, 1\]; expected \[batch, points, 2\]"),
         (X, Y[:, :2], r"x \[2, 5, 2\] and y \[2, 2, 1\] differ"),
         (X.double(), Y, "x is torch.float64, the model torch.float32"),
@@ -121,9 +136,9 @@ def test_update_says_what_is_wrong_with_its_points(x: Tensor, y: Tensor, message
         (X[..., :1], r"xt has shape \[2, 5, 1\]; expected \[batch, points, 2\].* dim_x=2"),
         (X[0], r"xt has shape \[5, 2\]; expected \[batch, points, 2\]"),
         (X[:, :0], r"xt is an empty target set, of shape \[2, 0, 2\]"),
-        (X.numpy(), "xt must be a tensor, not ndarray"),
+        (None, "query takes a tensor, or an iterable of chunks, not NoneType"),
         (X.double(), "xt is torch.float64, the model torch.float32"),
-        (spoilt(X, NAN, (1, 4, 1)), r"xt holds 1 NaN .* the first at \[1, 4, 1\]"),
+        (spoilt(X, NAN, (1, 4, 1)), r"xt holds 1 NaN .* the first in task 1, point 4, column 1"),
     ],
 )
 def test_query_says_what_is_wrong_with_its_targets(xt: Tensor, message: str) -> None:
@@ -138,7 +153,10 @@ def test_query_says_what_is_wrong_with_its_targets(xt: Tensor, message: str) -> 
         ({"yt": None}, "the task has no yt"),
         ({"yt": torch.randn(2, 4, 1)}, r"xt \[2, 5, 2\] and yt \[2, 4, 1\] differ"),
         ({"yt": torch.randn(2, 5, 2)}, r"yt has shape \[2, 5, 2\]"),
-        ({"yt": torch.full((2, 5, 1), NAN)}, r"yt holds 10 NaN .* the first at \[0, 0, 0\]"),
+        (
+            {"yt": torch.full((2, 5, 1), NAN)},
+            r"yt holds 10 NaN .* the first in task 0, point 0, column 0",
+        ),
         ({"yt": torch.randn(2, 5, 1).double()}, "yt is torch.float64, the model torch.float32"),
         ({"xt": X[:, :0], "yt": Y[:, :0]}, "xt is an empty target set"),
         ({"target_mask": MASK[:, :3]}, r"the mask of xt has shape \[2, 3\]; expected \[2, 5\]"),

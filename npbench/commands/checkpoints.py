@@ -1,0 +1,54 @@
+"""Models from checkpoints."""
+
+from argparse import ArgumentError
+from collections.abc import Mapping
+from pathlib import Path
+
+from npbench.commands.arguments import given
+from npbench.models.base import NeuralProcess
+from npbench.training import MetaRegression
+
+
+def find(path: Path) -> Path:
+    """A checkpoint: the file itself, or of a run's folder best.ckpt, or else last.ckpt.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    found = next((file for file in [path, *candidates] if file.is_file()), None)
+    if found is None:
+        raise ValueError(f"{path} is neither a checkpoint nor the folder of a run with one")
+    return found
+
+
+def load(checkpoint: Path) -> NeuralProcess:
+    """The model of a checkpoint, on the CPU; the file is read without running code.
+
+    Raises:
+        ValueError: if it is none, or of no model that npbench knows.
+    """
+    try:
+        return MetaRegression.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True
+        ).model
+    except (ValueError, ArgumentError) as error:
+        raise ValueError(f"{checkpoint} cannot be loaded: {error}") from error
+    except Exception as error:  # torch fails in many ways on a file of another kind
+        raise ValueError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+
+
+def of_state(notes: Mapping[str, str], named: Path | None) -> Path:
+    """The checkpoint that is named for a state, or else the one that its notes say.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if named is not None:
+        return find(named)
+    checkpoint = Path(given("--ckpt", notes.get("checkpoint")))
+    if not checkpoint.is_file():
+        raise ValueError(
+            f"the state was made by {checkpoint}, which is not there any more; name it by --ckpt"
+        )
+    return checkpoint

@@ -1,0 +1,56 @@
+"""`npbench query`: a saved state predicts at the rows of a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from npbench.commands import checkpoints
+from npbench.commands.arguments import check_out, columns, default_device, device, given
+from npbench.commands.condition import check_columns
+from npbench.commands.progress import progress_bar
+from npbench.messages import CommandParser
+from npbench.models import CMANPState
+from npbench.models.storage import read_notes
+from npbench.predictions import write_predictions
+from npbench.tables import PointTable
+
+_DESCRIPTION = """\
+Predict at the rows of a Parquet or CSV file, of any number, from a state that `npbench condition`
+has written.
+
+  npbench query --state state.safetensors --targets grid.parquet --out predictions.parquet
+
+The new file has all columns of the targets, and NAME_mean and NAME_std for each output."""
+
+
+def run(args: Sequence[str]) -> None:
+    options = _parser().parse_args(args)
+    notes = read_notes(options.state)
+    checkpoint = checkpoints.of_state(notes, options.ckpt)
+    check_out(options.out, options.targets, options.state, checkpoint)
+    x = options.x or given("--x", notes.get("x")).split(",")
+    model = checkpoints.load(checkpoint).to(options.device)
+    check_columns("x", x, model.dim_x)
+    state = CMANPState.load(options.state, model)
+    targets = PointTable(options.targets, x)
+    outputs = notes["y"].split(",") if "y" in notes else None
+    with progress_bar() as progress:
+        shown = progress.add_task("rows", total=targets.num_rows())
+        rows = write_predictions(
+            model, state, targets, options.out, outputs, lambda n: progress.advance(shown, n)
+        )
+    print(f"predictions at {rows:,} targets written to {options.out}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("query", _DESCRIPTION)
+    parser.add_argument("--state", type=Path, required=True, help="file of `npbench condition`")
+    parser.add_argument("--targets", type=Path, required=True, help="a .parquet or .csv file")
+    parser.add_argument("--out", type=Path, required=True, help="a .parquet or .csv file")
+    parser.add_argument(
+        "--x", type=columns, metavar="NAME,…", help="columns of the inputs, if others than before"
+    )
+    parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
+    parser.add_argument(
+        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
+    )
+    return parser

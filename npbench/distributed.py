@@ -1,0 +1,104 @@
+"""One set of points over several processes, which each attend to a shard of it."""
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from npbench.attention import AttentionState
+
+
+def all_merge(
+    state: AttentionState,
+    group: dist.ProcessGroup | None = None,
+    parameters: Iterable[Tensor] = (),
+) -> AttentionState:
+    r"""The state of the union of all ranks' points: `merge` as a collective operation.
+
+    $$S = s_0 \cup s_1 \cup \dots \cup s_{R-1}$$
+
+    merged in the order of the ranks, so that all hold the same S to the last bit. The states travel
+    in one all_gather, their gradients in one all_reduce, both of a size that the numbers of points
+    do not change. Every rank may go on from S to a loss $L_r$ of its own. Into its shard flows the
+    gradient of their sum:
+
+    $$\frac{\partial}{\partial s_r} \sum_{r'} L_{r'}
+      = \frac{\partial S}{\partial s_r} \sum_{r'} \frac{\partial L_{r'}}{\partial S}$$
+
+    The mean over ranks of the parameters' gradients, which `DistributedDataParallel` takes, is
+    therefore the gradient of the mean loss, exactly as if one process had all points.
+
+    All ranks call this together, all with gradients or all without, and then all call backward; an
+    empty shard takes part like any other. A rank without targets has the loss
+    `0.0 * merged.out.sum()`. Their states must have one shape and type, which a single collective
+    cannot check; with `TORCH_DISTRIBUTED_DEBUG=DETAIL` in the environment torch checks it.
+
+    Args:
+        state: of this rank's shard.
+        group: the ranks among which the points are split; by default all.
+        parameters: of the model that made the state. Backward reaches them after the all_reduce on
+            every rank, where an empty shard depends on none of them too: under
+            `DistributedDataParallel` the collectives of all ranks then come in the same order.
+
+    Raises:
+        ValueError: if there is no process group, or this process is not in it.
+
+    Example:
+        >>> from torch.distributed import HashStore
+        >>> torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        >>> state = AttentionState(torch.zeros(1, 4, 8), torch.randn(1, 4, 8, 16))
+        >>> torch.equal(all_merge(state).out, state.out)
+        True
+        >>> torch.distributed.destroy_process_group()
+    """
+    rank = _rank(group)
+    packed = torch.cat([state.lse[..., None], state.out], dim=-1).detach()
+    shards = [AttentionState(z[..., 0], z[..., 1:]) for z in _all_gather(packed, group)]
+    shards[rank] = state
+    merged = reduce(AttentionState.merge, shards)
+    # One that needs gradients wherever they are recorded: backward is collective too.
+    anchor = state.lse.new_empty(0).requires_grad_()
+    return AttentionState(*_SumGradients.apply(group, merged.lse, merged.out, anchor, *parameters))
+
+
+class _SumGradients(torch.autograd.Function):
+    """The identity; backward adds up the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, lse: Tensor, out: Tensor, *leaves: Tensor) -> tuple:
+        ctx.group, ctx.num_leaves = group, len(leaves)
+        return lse.view_as(lse), out.view_as(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_lse: Tensor, grad_out: Tensor) -> tuple:
+        packed = torch.cat([grad_lse[..., None], grad_out], dim=-1)
+        dist.all_reduce(packed, group=ctx.group)
+        return None, packed[..., 0], packed[..., 1:], *[None] * ctx.num_leaves
+
+
+def _all_gather(
+    values: Shaped[Tensor, "*shape"], group: dist.ProcessGroup | None
+) -> Shaped[Tensor, "ranks *shape"]:
+    world_size = dist.get_world_size(group)
+    gathered = values.new_empty(world_size * values.numel())
+    dist.all_gather_into_tensor(gathered, values.flatten(), group=group)
+    return gathered.view(world_size, *values.shape)
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "all_merge needs a process group: start the processes with "
+            "`torchrun --nproc-per-node N script.py` and call "
+            "torch.distributed.init_process_group() in each"
+        )
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError(f"rank {dist.get_rank()} is not in the group that all_merge was given")
+    return rank

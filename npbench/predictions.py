@@ -1,0 +1,54 @@
+"""Predictions at the points of a file, into a file."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+from npbench.models.base import NeuralProcess, State, evaluating
+from npbench.tables import PointTable, TableWriter
+
+
+def write_predictions(
+    model: NeuralProcess,
+    state: State,
+    targets: PointTable,
+    path: str | os.PathLike,
+    outputs: Sequence[str] | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Predict at every row of `targets`, a chunk at a time, and return how many there are.
+
+    The new file has all columns of the old one, and OUTPUT_mean and OUTPUT_std for each output:
+    the mean and standard deviation of each target's value, taken by itself. An error or an
+    interrupt leaves no file, and one that was there before as it was.
+
+    Args:
+        model: the neural process; predicts in evaluation mode.
+        state: of one task's context.
+        targets: names the columns of the inputs.
+        path: a Parquet or CSV file.
+        outputs: names of the outputs; by default y0, y1, ….
+        on_rows: called after each chunk with its number of rows.
+
+    Raises:
+        ValueError: on targets that cannot be predicted at, or a column named as a new one.
+    """
+    outputs = [f"y{i}" for i in range(model.dim_y)] if outputs is None else list(outputs)
+    if len(outputs) != model.dim_y:
+        raise ValueError(
+            f"{len(outputs)} names of outputs, {', '.join(outputs)}, for a model of {model.dim_y}"
+        )
+    with evaluating(model), TableWriter(path) as writer:
+        for rows, x, _ in targets.batches():
+            mean, std = (z[0].cpu().numpy() for z in model.marginals(state, x))
+            for i, name in enumerate(outputs):
+                for kind, values in (("mean", mean), ("std", std)):
+                    if f"{name}_{kind}" in rows.schema.names:
+                        raise ValueError(f"{targets.path} has a column {name}_{kind} already")
+                    rows = rows.append_column(f"{name}_{kind}", pa.array(values[:, i]))
+            writer.write(rows)
+            on_rows(len(rows))
+        if not writer.num_rows:
+            raise ValueError(f"{targets.path} has no rows to predict at")
+    return writer.num_rows

@@ -1,0 +1,253 @@
+"""Points in files: Parquet and CSV, read and written a piece at a time."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from jaxtyping import Float
+
+_SUFFIXES = ".parquet, .pq, .csv or .csv.gz"
+# Bytes that are read at a time; no row of a CSV file is longer.
+_BLOCK = 2**20
+_LARGEST = np.finfo(np.float32).max
+_NUMBERS = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal
+
+
+@dataclass(frozen=True)
+class PointTable:
+    """The points of a Parquet or CSV file: one a row, their inputs and outputs in named columns.
+
+    Iterating gives (x, y) chunks, or x alone where no outputs are named, as arrays
+    [rows, columns]: what `NeuralProcess.condition` and `query` take. Only one chunk or two are in
+    memory at a time, however long the file is.
+
+    Args:
+        path: a `.parquet` (or `.pq`), `.csv` or `.csv.gz` file; a CSV file has a header.
+        x: columns of the inputs, in the model's order.
+        y: columns of the outputs.
+        skip: rows to leave out at the beginning.
+        chunk_size: most rows of a chunk.
+
+    Raises:
+        ValueError: while iterating: on a column that is not there or does not hold numbers, and on
+            a value that is missing, NaN, infinite or too large for float32, whose row is named (the
+            first row is 0).
+
+    Example:
+        >>> weather = PointTable("weather.parquet", x=["lat", "lon"], y=["temperature"])
+        >>> state = model.condition(weather)  # doctest: +SKIP
+    """
+
+    path: str | os.PathLike
+    x: Sequence[str]
+    y: Sequence[str] = ()
+    skip: int = 0
+    chunk_size: int = 16_384
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size={self.chunk_size} must be 1 or more")
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray] | np.ndarray]:
+        for _, *xy in self.batches(list(dict.fromkeys([*self.x, *self.y]))):
+            yield tuple(xy) if self.y else xy[0]
+
+    def batches(
+        self, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+        """The same chunks with the rows that they are of: their `columns`, or all of them."""
+        row = 0
+        for rows in self._read(columns):
+            rest = rows[max(0, self.skip - row) :]
+            row += len(rows)
+            if len(rest):
+                start = row - len(rest)
+                yield rest, self._values(rest, self.x, start), self._values(rest, self.y, start)
+
+    def num_rows(self) -> int | None:
+        """Rows of the file, `skip` included; None for CSV, of which it would take a whole pass."""
+        with self._open(columns=None) as file:
+            return file.metadata.num_rows if isinstance(file, pa.parquet.ParquetFile) else None
+
+    def _read(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """All rows, `chunk_size` at a time however the file is laid out."""
+        with self._open(columns) as file:
+            if isinstance(file, pa.parquet.ParquetFile):
+                for batch in file.iter_batches(self.chunk_size, columns=columns):
+                    yield pa.Table.from_batches([batch])
+                return
+            rows = file.schema.empty_table()
+            for block in file:
+                rows = pa.concat_tables([rows, pa.Table.from_batches([block])])
+                while len(rows) >= self.chunk_size:
+                    yield rows[: self.chunk_size]
+                    rows = rows[self.chunk_size :]
+            yield rows
+
+    @contextmanager
+    def _open(
+        self, columns: Sequence[str] | None
+    ) -> Iterator[pyarrow.parquet.ParquetFile | pyarrow.csv.CSVStreamingReader]:
+        """The file, which has the columns of inputs and outputs; errors name it."""
+        form = _format(self.path)
+        if not Path(self.path).is_file():
+            raise ValueError(f"there is no file {self.path}")
+        try:
+            with self._open_parquet() if form == "parquet" else self._open_csv(columns) as file:
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            # Arrow counts the lines of a CSV file, from 1.
+            reason = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 2:,}", str(error))
+            raise ValueError(f"{self.path} cannot be read: {reason}") from error
+
+    def _open_parquet(self) -> pyarrow.parquet.ParquetFile:
+        # With a buffer and nothing read ahead: else whole row groups are in memory, or the file.
+        file = pa.parquet.ParquetFile(self.path, buffer_size=_BLOCK, pre_buffer=False)
+        self._check_columns(file.schema_arrow.names)
+        for name in (*self.x, *self.y):
+            kind = file.schema_arrow.field(name).type
+            if not any(is_kind(kind) for is_kind in _NUMBERS):
+                raise ValueError(f"column {name} of {self.path} holds {kind} values, not numbers")
+        return file
+
+    def _open_csv(self, columns: Sequence[str] | None) -> pyarrow.csv.CSVStreamingReader:
+        # In one thread errors name the row, and come after all that is before it.
+        read = pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
+        with pa.csv.open_csv(self._stream(), read) as file:
+            self._check_columns(file.schema.names)
+            # What the first rows look like is not enough: after 1 and 2 may come 2.5.
+            empty = (field.name for field in file.schema if pa.types.is_null(field.type))
+            types = dict.fromkeys(empty, pa.string())
+            types |= dict.fromkeys((*self.x, *self.y), pa.float64())
+        convert = pa.csv.ConvertOptions(column_types=types, include_columns=columns)
+        return pa.csv.open_csv(self._stream(), read, convert_options=convert)
+
+    def _stream(self) -> pa.NativeFile:
+        return pa.input_stream(self.path, _compression(self.path))
+
+    def _check_columns(self, names: Sequence[str]) -> None:
+        for name in (*self.x, *self.y):
+            if names.count(name) != 1:
+                number = "several columns" if name in names else "no column"
+                raise ValueError(
+                    f"{self.path} has {number} {name}; its columns are {', '.join(names)}"
+                )
+
+    def _values(
+        self, rows: pa.Table, names: Sequence[str], start: int
+    ) -> Float[np.ndarray, "rows columns"]:
+        values = np.empty((len(rows), len(names)))
+        for column, name in zip(values.T, names, strict=True):
+            array = rows.column(name)
+            if array.null_count:
+                row = start + pc.index(array.is_null(), True).as_py()
+                raise ValueError(
+                    f"column {name} of {self.path} has no value in row {row:,}; drop such rows"
+                )
+            column[:] = array.cast(pa.float64(), safe=False).to_numpy()
+            if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
+                place = int(usable.argmin())
+                raise ValueError(
+                    f"column {name} of {self.path} is {column[place]} in row {start + place:,}; "
+                    f"drop such rows"
+                )
+        return values
+
+
+class TableWriter:
+    """Writes a Parquet or CSV file a piece at a time: complete, or not there at all.
+
+    A context manager, for `close` at its end and `discard` on an error or an interrupt. Until then
+    the rows are in PATH.partial, and a file that was at `path` before stays as it was.
+
+    Args:
+        path: the file; its suffix says which of the two it is.
+
+    Raises:
+        ValueError: on another suffix, and on a folder.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.num_rows = 0
+        self._format = _format(path)
+        if self.path.is_dir():
+            raise ValueError(f"{path} is a folder; name a file in it")
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._files = ExitStack()
+        self._writer: pyarrow.parquet.ParquetWriter | pyarrow.csv.CSVWriter | None = None
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows; those that come first say what the columns are.
+
+        Raises:
+            ValueError: if they cannot be written.
+        """
+        try:
+            if self._writer is None:
+                self._begin(rows.schema)
+            elif rows.schema != self._schema:  # a CSVWriter would crash
+                raise ValueError(f"{self.path} has other columns than these rows")
+            self._writer.write_table(rows)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.path} cannot be written: {error}") from error
+        self.num_rows += len(rows)
+
+    def close(self) -> None:
+        """All rows are written: the file takes its place."""
+        try:
+            self._files.close()
+            if self._writer is not None:
+                os.replace(self._partial, self.path)
+        except BaseException:
+            self.discard()
+            raise
+        self._writer = None
+
+    def discard(self) -> None:
+        """Leave no trace."""
+        with suppress(OSError, pa.ArrowException):  # whatever cannot be written
+            self._files.close()
+        with suppress(OSError):  # there is none
+            self._partial.unlink()
+        self._writer = None
+
+    def _begin(self, schema: pa.Schema) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make = pa.parquet.ParquetWriter if self._format == "parquet" else pa.csv.CSVWriter
+        sink = self._files.enter_context(pa.output_stream(self._partial, _compression(self.path)))
+        self._writer = self._files.enter_context(make(sink, schema))
+        self._schema = schema
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close() if error is None else self.discard()
+
+
+def _format(path: str | os.PathLike) -> str:
+    name = Path(path).name.lower()
+    if name.endswith((".parquet", ".pq")):
+        return "parquet"
+    if name.endswith((".csv", ".csv.gz")):
+        return "csv"
+    raise ValueError(f"{path} is neither a Parquet nor a CSV file by its name: {_SUFFIXES}")
+
+
+def _compression(path: str | os.PathLike) -> str | None:
+    return "gzip" if Path(path).name.lower().endswith(".gz") else None
