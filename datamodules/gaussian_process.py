@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from datamodules.kernels import RandomKernel
+from datamodules.splitting import Split
 from npbench.task import Exact, Task
 
 
@@ -88,30 +89,22 @@ def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Ten
 def _split(
     draw: GPDraw, x: Tensor, y: Tensor, exact: tuple[Tensor, Tensor, Tensor, Tensor] | None
 ) -> Task:
-    """Context and targets apart; masks only where the tasks differ in size."""
-    sizes = draw.num_context, draw.num_target
-    num_context, num_target = (int(size.max()) for size in sizes)
-    first, second = torch.arange(num_context), torch.arange(num_target)
-    masks = [
-        None if (size == most).all() else position < size[:, None]
-        for position, size, most in zip((first, second), sizes, (num_context, num_target))
-    ]
-    target_index = (draw.num_context[:, None] + second).clamp(max=x.shape[1] - 1)
-
-    def context(values: Tensor) -> Tensor:
-        chosen = values[:, :num_context]
-        return (chosen if masks[0] is None else chosen * masks[0][..., None]).float()
-
-    def targets(values: Tensor) -> Tensor:
-        chosen = values.take_along_dim(target_index[..., None], dim=1)
-        return (chosen if masks[1] is None else chosen * masks[1][..., None]).float()
-
+    """Context and targets apart."""
+    split = Split(draw.num_context, draw.num_target)
     if exact is not None:
         mean, std, log_likelihood, joint_log_likelihood = exact
         exact = Exact(
-            targets(mean), targets(std), log_likelihood.float(), joint_log_likelihood.float()
+            split.targets(mean).float(),
+            split.targets(std).float(),
+            log_likelihood.float(),
+            joint_log_likelihood.float(),
         )
-    return Task(context(x), context(y), targets(x), targets(y), *masks, exact=exact)
+    return Task(
+        *(half(values).float() for half in (split.context, split.targets) for values in (x, y)),
+        split.context_mask,
+        split.target_mask,
+        exact,
+    )
 
 
 def outliers(shape: torch.Size, scale: float) -> Tensor:

@@ -1,20 +1,23 @@
 """Tasks from Gaussian processes, drawn on the fly."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import lightning as L
 import torch
 from gpytorch.kernels import Kernel
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from datamodules.gaussian_process import GPDraw, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
+from datamodules.loading import (
+    FIGURES,
+    PREDICT,
+    TEST,
+    TRAIN,
+    VALIDATE,
+    TaskDataModule,
+    at_least_one,
+)
 from datamodules.seeding import seeded
+from datamodules.splitting import check_sizes, draw_sizes
 from npbench.task import Task
-
-# The first number of every random key: training, and one for each fixed set of tasks.
-_TRAIN, _VALIDATE, _TEST, _PREDICT, _FIGURES = range(5)
 
 
 class Curriculum:
@@ -35,7 +38,7 @@ class Curriculum:
         self.num_batches = num_batches
 
 
-class GPDataModule(L.LightningDataModule):
+class GPDataModule(TaskDataModule):
     """Regression tasks drawn from Gaussian processes, new ones at every training step.
 
     The batch that a rank trains on at step i is a function of (seed, rank, i): the same with any
@@ -93,26 +96,19 @@ class GPDataModule(L.LightningDataModule):
         eval_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        at_least_one = {
-            "dim_x": dim_x,
-            "dim_y": dim_y,
-            "min_num_points": min_num_points,
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "steps_per_epoch": steps_per_epoch,
-            "num_val_tasks": num_val_tasks,
-            "num_test_tasks": num_test_tasks,
-            "num_predict_tasks": num_predict_tasks,
-        }
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
-        if max_num_points <= 2 * min_num_points:
-            raise ValueError(
-                f"max_num_points={max_num_points} leaves no room for {min_num_points} context and "
-                f"{min_num_points} target points; it must exceed their sum"
-            )
+        super().__init__(eval_batch_size, num_workers)
+        at_least_one(
+            dim_x=dim_x,
+            dim_y=dim_y,
+            min_num_points=min_num_points,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            num_val_tasks=num_val_tasks,
+            num_test_tasks=num_test_tasks,
+            num_predict_tasks=num_predict_tasks,
+        )
+        check_sizes(min_num_points, max_num_points)
         if not noise_std >= 0:
             raise ValueError(f"noise_std={noise_std} must be 0 or more")
         if not x_range[0] < x_range[1]:
@@ -127,7 +123,6 @@ class GPDataModule(L.LightningDataModule):
         self.min_num_points = min_num_points
         self.max_num_points = max_num_points
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.num_val_tasks = num_val_tasks
         self.num_test_tasks = num_test_tasks
@@ -137,11 +132,10 @@ class GPDataModule(L.LightningDataModule):
         self.curriculum = curriculum
         self.seed = seed
         self.eval_seed = eval_seed
-        self.num_workers = num_workers
 
     def training_batch(self, index: int, rank: int = 0) -> Task:
         """The batch of training step `index` on `rank`."""
-        key = (_TRAIN, self.seed, rank, index)
+        key = (TRAIN, self.seed, rank, index)
         with seeded(*key):
             draw = self._draw(self.batch_size)
         if self.curriculum is not None and index < self.curriculum.num_batches:
@@ -155,7 +149,7 @@ class GPDataModule(L.LightningDataModule):
         most = self.max_num_points - self.min_num_points - 1
         return task.pad(most, most) if self.pad else task
 
-    def evaluation_batch(self, indices: range, split: int = _TEST) -> Task:
+    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
         """The fixed evaluation tasks of these indices, with their exact answers."""
         draws = []
         for index in indices:
@@ -165,7 +159,7 @@ class GPDataModule(L.LightningDataModule):
 
     def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
         """A task whose targets lie densely along the first input (the others at 0), in order."""
-        with seeded(_FIGURES, self.eval_seed, index):
+        with seeded(FIGURES, self.eval_seed, index):
             draw = self._draw(1, num_points=self.max_num_points - 1 + num_targets)
         context = draw.x[:, : int(draw.num_context)]
         grid = context.new_zeros(1, num_targets, self.dim_x)
@@ -180,9 +174,7 @@ class GPDataModule(L.LightningDataModule):
 
     def _draw(self, batch_size: int, num_points: int | None = None) -> GPDraw:
         """Draw from torch's generator; by default as many points as the tasks need."""
-        low, high = self.min_num_points, self.max_num_points
-        num_context = int(torch.randint(low, high - low, ()))
-        num_target = int(torch.randint(low, high - num_context, ()))
+        num_context, num_target = draw_sizes(self.min_num_points, self.max_num_points)
         shape = batch_size, num_points or num_context + num_target
         x = torch.empty(*shape, self.dim_x, dtype=torch.float64).uniform_(*self.x_range)
         hyperparameters = self.kernel.draw(batch_size)
@@ -197,51 +189,16 @@ class GPDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        rank, _ = self._rank_and_world_size()
-        length = self.steps_per_epoch
-        if self.trainer is not None and self.trainer.max_steps > 0:
-            # A run shorter than an epoch ends with a validation too.
-            length = min(length, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
-        batches = _Batches(lambda index: self.training_batch(index, rank), length)
-        return _ResumableLoader(batches, self._batches_done, **self._loader_options())
+        return self._training_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, _VALIDATE)
+        return self._evaluation_loader(self.num_val_tasks, VALIDATE)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, _TEST)
+        return self._evaluation_loader(self.num_test_tasks, TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, _PREDICT)
-
-    def _evaluation_loader(self, num_tasks: int, split: int) -> DataLoader:
-        """This rank's share of the fixed tasks: every `world_size`-th, none twice, none lost."""
-        rank, world_size = self._rank_and_world_size()
-        indices = range(rank, num_tasks, world_size)
-        size = self.eval_batch_size
-        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-        batches = _Batches(lambda i: self.evaluation_batch(chunks[i], split), len(chunks))
-        return DataLoader(batches, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        # Each pass of a loader draws a seed for its workers: here from a generator of its own, so
-        # that torch's random state stays as it is.
-        options = {"batch_size": None, "generator": torch.Generator()}
-        if self.num_workers:
-            # GPyTorch's priors cannot be pickled, which other ways to start a worker would do.
-            options |= {"num_workers": self.num_workers, "multiprocessing_context": "fork"}
-        return options
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _batches_done(self) -> int:
-        """Batches that this run has trained on, those before a resume included."""
-        if self.trainer is None:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        return self._evaluation_loader(self.num_predict_tasks, PREDICT)
 
 
 def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:
@@ -253,43 +210,3 @@ def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:
             f"the curriculum's kernel has priors on {easier_names}, the data module's on {names}; "
             f"they must be the same kernel"
         )
-
-
-class _Batches(IterableDataset):
-    """`batch(first), batch(first + 1), …`, shared out among the loader's workers in order."""
-
-    def __init__(self, batch: Callable[[int], Task], length: int) -> None:
-        self.batch = batch
-        self.length = length
-        self.first = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Task]:
-        worker = get_worker_info()
-        offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for index in range(self.first + offset, self.first + self.length, step):
-            yield self.batch(index)
-
-
-class _ResumableLoader(DataLoader):
-    """A loader that begins each epoch at the batch that the run has come to.
-
-    The position is the trainer's own progress, which its checkpoints hold. `state_dict` and
-    `load_state_dict` tell Lightning that a run may resume in the middle of an epoch.
-    """
-
-    def __init__(self, batches: _Batches, batches_done: Callable[[], int], **options: Any) -> None:
-        super().__init__(batches, **options)
-        self.batches_done = batches_done
-
-    def __iter__(self) -> Iterator[Task]:
-        self.dataset.first = self.batches_done()
-        return super().__iter__()
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batches_done": self.batches_done()}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing to do: the trainer's progress is restored by itself."""

@@ -293,6 +293,13 @@ def test_fixed_tasks_differ_by_seed_index_and_split() -> None:
     assert len(first_inputs.unique()) == len(first_inputs) == 5 * 16
 
 
+def test_fewer_evaluation_tasks_than_processes_are_refused() -> None:
+    data = GPDataModule(num_predict_tasks=16)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=17)
+    with pytest.raises(ValueError, match="16 evaluation tasks cannot be shared out among 17 proc"):
+        data.predict_dataloader()
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_the_evaluation_tasks_out(world_size: int) -> None:
     whole = torch.cat([task.xc[0, 0] for task in evaluation_tasks()])

@@ -1,0 +1,134 @@
+"""Loaders whose batches are functions of their place, whoever asks for them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from npbench.task import Task
+
+# The first number of every random key: training, and one for each fixed set of tasks.
+TRAIN, VALIDATE, TEST, PREDICT, FIGURES, TEST_UNSEEN = range(6)
+
+
+class TaskDataModule(L.LightningDataModule, ABC):
+    """Loaders of training batches and of fixed evaluation tasks.
+
+    A data module says what they are, by their indices; the loaders give the same whatever the
+    number of workers, and every rank its share. A run that resumes goes on with the batch after
+    the last that it trained on.
+
+    Args:
+        eval_batch_size: tasks an evaluation step; changes no result.
+        num_workers: processes that make tasks; 0 makes them in the training process.
+    """
+
+    def __init__(self, eval_batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def training_batch(self, index: int, rank: int = 0) -> Task:
+        """The batch of training step `index` on `rank`."""
+
+    @abstractmethod
+    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
+        """The fixed evaluation tasks of these indices."""
+
+    def _training_loader(self, steps_per_epoch: int) -> DataLoader:
+        rank, _ = self._rank_and_world_size()
+        length = steps_per_epoch
+        if self.trainer is not None and self.trainer.max_steps > 0:
+            # A run shorter than an epoch ends with a validation too.
+            length = min(length, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
+        batches = _Batches(lambda index: self.training_batch(index, rank), length)
+        return _ResumableLoader(batches, self._batches_done, **self._loader_options())
+
+    def _evaluation_loader(self, num_tasks: int, split: int) -> DataLoader:
+        """This rank's share of the fixed tasks: every `world_size`-th, none twice, none lost."""
+        rank, world_size = self._rank_and_world_size()
+        if num_tasks < world_size:
+            raise ValueError(
+                f"{num_tasks} evaluation tasks cannot be shared out among {world_size} processes; "
+                f"take as many tasks at least, or fewer processes"
+            )
+        indices = range(rank, num_tasks, world_size)
+        size = self.eval_batch_size
+        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        batches = _Batches(lambda i: self.evaluation_batch(chunks[i], split), len(chunks))
+        return DataLoader(batches, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        # Each pass of a loader draws a seed for its workers: here from a generator of its own, so
+        # that torch's random state stays as it is.
+        options = {"batch_size": None, "generator": torch.Generator()}
+        if self.num_workers:
+            # GPyTorch's priors cannot be pickled, which other ways to start a worker would do.
+            options |= {"num_workers": self.num_workers, "multiprocessing_context": "fork"}
+        return options
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _batches_done(self) -> int:
+        """Batches that this run has trained on, those before a resume included."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def at_least_one(**arguments: int) -> None:
+    """Check arguments that are numbers of things.
+
+    Raises:
+        ValueError: if one is below 1; names it.
+    """
+    for name, value in arguments.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be 1 or more")
+
+
+class _Batches(IterableDataset):
+    """`batch(first), batch(first + 1), …`, shared out among the loader's workers in order."""
+
+    def __init__(self, batch: Callable[[int], Task], length: int) -> None:
+        self.batch = batch
+        self.length = length
+        self.first = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Task]:
+        worker = get_worker_info()
+        offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index in range(self.first + offset, self.first + self.length, step):
+            yield self.batch(index)
+
+
+class _ResumableLoader(DataLoader):
+    """A loader that begins each epoch at the batch that the run has come to.
+
+    The position is the trainer's own progress, which its checkpoints hold. `state_dict` and
+    `load_state_dict` tell Lightning that a run may resume in the middle of an epoch.
+    """
+
+    def __init__(self, batches: _Batches, batches_done: Callable[[], int], **options: Any) -> None:
+        super().__init__(batches, **options)
+        self.batches_done = batches_done
+
+    def __iter__(self) -> Iterator[Task]:
+        self.dataset.first = self.batches_done()
+        return super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches_done": self.batches_done()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to do: the trainer's progress is restored by itself."""
