@@ -2,23 +2,77 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
+from image_files import write_celeba, write_emnist
 
 from npbench.cli import main
+from npbench.commands.sections import instantiate
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+# Those of the trainer are no experiments: tests/test_clusters.py.
+CONFIGS = sorted(
+    set((ROOT / "configs").glob("*/*.yaml")) - set((ROOT / "configs/trainer").iterdir())
+)
 KERNELS = sorted((ROOT / "configs/gp/kernels").glob("*.yaml"))
 FAST = ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2", "--data.batch_size", "2",
         "--trainer.enable_model_summary", "false",
         "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Options that put small data sets in the place of the official ones, by folder of configs."""
+    folders = {"emnist": tmp_path_factory.mktemp("emnist"), "celeba": tmp_path_factory.mktemp("c")}
+    write_emnist(folders["emnist"])
+    write_celeba(folders["celeba"])
+    few = ["--data.num_val_tasks", "4", "--data.eval_batch_size", "2"]
+    return {name: ["--data.root", str(folder), *few] for name, folder in folders.items()}
+
+
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_configuration_trains_and_evaluates(config: Path, tmp_path: Path) -> None:
-    root = ["--trainer.default_root_dir", str(tmp_path)]
+def test_a_configuration_trains_and_evaluates(
+    config: Path, tmp_path: Path, small_data: dict[str, list[str]]
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path), *small_data.get(config.parent.name, [])]
     assert main(["fit", "--config", str(config), *FAST, *root]) is None
+
+
+@pytest.mark.parametrize(("resolution", "most"), [(32, 200), (64, 800), (128, 1600)])
+def test_the_resolution_of_celeba_is_one_field(
+    small_data: dict[str, list[str]], resolution: int, most: int
+) -> None:
+    options = [*small_data["celeba"], "--data.resolution", str(resolution)]
+    config = ROOT / "configs/celeba/cmanp.yaml"
+    data = instantiate(config, "data", L.LightningDataModule, options)
+    assert data.max_num_points == most
+    assert data.completion_task().xt.shape == (1, resolution**2 - 50, 2)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("celeba/cmanp", ["--data.resolution", "33"], "resolution=33 must be 32, 64 or 128"),
+        ("celeba/cmanp", ["--data.root", "nowhere"], "nowhere lacks list_eval_partition.txt, "),
+        ("celeba/cmanp", ["--data.on_corrupt", "skpi"], "on_corrupt"),
+        ("emnist/cmanp", ["--data.root", "nowhere"], "nowhere/EMNIST/raw lacks emnist-balanced-"),
+        ("emnist/cmanp", ["--data.class_range", "[0, 48]"], "the classes are 0–46"),
+        ("emnist/cmanp", ["--data.classes", "[0, 10]"], "classes"),
+    ],
+    ids=["resolution", "celeba", "on_corrupt", "emnist", "class_range", "field"],
+)
+def test_a_mistake_in_the_data_ends_in_one_sentence(
+    config: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", f"{ROOT}/configs/{config}.yaml", *options, *FAST[:6], *root])
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    (sentence,) = (line for line in output.splitlines() if line.startswith("npbench: error: "))
+    assert message in sentence
 
 
 @pytest.mark.usefixtures("as_a_user")

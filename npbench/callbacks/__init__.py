@@ -2,12 +2,14 @@
 
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from npbench.callbacks.figures import PosteriorFigures
+from npbench.callbacks.images import ImageFigures
 from npbench.callbacks.memory import PeakMemoryProfiler
 from npbench.callbacks.predictions import PredictionWriter
 from npbench.callbacks.progress import ProgressBar
 
 __all__ = [
     "BestCheckpoint",
+    "ImageFigures",
     "LastCheckpoint",
     "PeakMemoryProfiler",
     "PosteriorFigures",

@@ -2,22 +2,20 @@
 
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 
 import lightning as L
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from npbench.models.base import Evaluation, NeuralProcess, evaluating
+from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.models.base import Evaluation, NeuralProcess
 from npbench.task import Task
 
 _MODELS, _EXACT = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
 
-class PosteriorFigures(L.Callback):
+class PosteriorFigures(FigureCallback):
     """After validation, draws the model's prediction beside the exact Gaussian process's.
 
     One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
@@ -36,39 +34,14 @@ class PosteriorFigures(L.Callback):
                 f"num_tasks={num_tasks} and every_n_validations={every_n_validations} must be 1 "
                 f"or more"
             )
+        super().__init__("posterior", every_n_validations)
         self.num_tasks = num_tasks
-        self.every_n_validations = every_n_validations
-        self._validations = 0
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        self._validations += 1
-        if self._validations % self.every_n_validations == 0:
-            self._record(trainer, pl_module, f"step-{trainer.global_step:06d}")
-
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._record(trainer, pl_module, "test")
-
-    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
-        folder = trainer.log_dir  # which all processes must ask for together
-        if not trainer.is_global_zero:
-            return
-        figure_task = getattr(trainer.datamodule, "figure_task", None)
-        if figure_task is None:
-            raise ValueError(
-                f"PosteriorFigures needs a data module with figure_task(index); "
-                f"{type(trainer.datamodule).__name__} has none"
-            )
+    def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
+        figure_task = self._from_data_module(trainer, "figure_task")
         tasks = [figure_task(index) for index in range(self.num_tasks)]
-        figure = draw([pl_module.model], [task.to(pl_module.device) for task in tasks])
-        if folder is not None:
-            path = Path(folder) / "figures" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("posterior", figure, trainer.global_step)
+        device = next(model.parameters()).device
+        return draw([model], [task.to(device) for task in tasks])
 
 
 def draw(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
@@ -98,8 +71,7 @@ def _title(name: str, log_likelihood: Tensor) -> str:
 
 
 def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
-    devices = [task.xt.device] if task.xt.is_cuda else []
-    with evaluating(model), torch.random.fork_rng(devices):
+    with undisturbed(model, task.xt.device):
         return model.evaluate(task)
 
 

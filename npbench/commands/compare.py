@@ -13,17 +13,18 @@ import torch
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from npbench.commands import checkpoints
 from npbench.commands.arguments import default_device, device, size
+from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.base import NeuralProcess, evaluating
 from npbench.profiling import measure
 from npbench.task import Task
-from npbench.training import MetaRegression
 
 _DESCRIPTION = """\
 Evaluate several models on the same tasks.
@@ -55,10 +56,9 @@ def run(args: Sequence[str]) -> None:
     runs = load_runs(options.runs)
     config = options.config or runs[0].config
     data = instantiate(config, "data", L.LightningDataModule, data_options)
-    console = Console()
-    with _progress(console) as progress:
-        table, tasks = compare(runs, data, options.device, options.sizes, progress)
-    console.print(render(table, len(tasks), options.sizes))
+    with progress_bar() as progress:
+        table, tasks = compare(runs, data, options.device, options.sizes, progress, options.part)
+    Console().print(render(table, len(tasks), options.sizes))
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "comparison.csv", float_format="%.6g")
     tasks.to_csv(options.out / "tasks.csv", index_label="task", float_format="%.6g")
@@ -70,6 +70,7 @@ def _parser() -> CommandParser:
     parser = CommandParser("compare", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
+    parser.add_argument("--part", help="which of several sets of test tasks: EMNIST's seen, unseen")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
     parser.add_argument(
         "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
@@ -96,11 +97,9 @@ def load_runs(arguments: Sequence[str]) -> list[Run]:
     runs = []
     for argument in arguments:
         name, equals, path = argument.rpartition("=")
-        checkpoint = _checkpoint(Path(path))
-        module = MetaRegression.load_from_checkpoint(
-            checkpoint, map_location="cpu", weights_only=True
-        )
-        runs.append(Run(name if equals else type(module.model).__name__, checkpoint, module.model))
+        checkpoint = checkpoints.find(Path(path))
+        model = checkpoints.load(checkpoint)
+        runs.append(Run(name if equals else type(model).__name__, checkpoint, model))
     names = [run.name for run in runs]
     for run, argument in zip(runs, arguments):
         if names.count(run.name) > 1 and "=" not in argument:
@@ -110,31 +109,32 @@ def load_runs(arguments: Sequence[str]) -> list[Run]:
     return runs
 
 
-def _checkpoint(path: Path) -> Path:
-    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-    found = next((file for file in [path, *candidates] if file.is_file()), None)
-    if found is None:
-        raise ValueError(f"{path} is neither a checkpoint nor the folder of a run with one")
-    return found
-
-
 def compare(
     runs: Sequence[Run],
     data: L.LightningDataModule,
     device: torch.device,
     sizes: Sequence[int],
     progress: Progress,
+    part: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Evaluate all models on the test tasks of `data`.
+    """Evaluate all models on the test tasks of `data`; of several sets of them, on `part`.
 
     Returns:
         One row a model, the best first, with its difference to the best and that one's standard
         error over tasks; and one row a task: number of context points, the exact answers where they
         are known, and each model's log-likelihood.
+
+    Raises:
+        ValueError: if there is no such part, or no choice of one.
     """
     data.prepare_data()
     data.setup("test")
     batches = data.test_dataloader()
+    parts = batches if isinstance(batches, dict) else {}
+    if part not in (parts or {None}):
+        known = f"choose one of {', '.join(parts)}" if parts else "there are no parts to choose"
+        raise ValueError(f"--part {part or 'is missing'}: {known}")
+    batches = parts.get(part, batches)
     rows, tasks = {}, pd.DataFrame(_facts(batches))
     for run in runs:
         model = run.model.to(device)
@@ -271,8 +271,3 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
-
-
-def _progress(console: Console) -> Progress:
-    columns = "[progress.description]{task.description}", BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)

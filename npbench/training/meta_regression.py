@@ -5,7 +5,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from npbench.metrics import RegressionMetrics
@@ -20,7 +20,9 @@ class MetaRegression(L.LightningModule):
     standard error over tasks), the root mean square error, and the coverage of the central 50, 80
     and 95 % intervals. Where the tasks carry their exact answer, also the `gap` to it: how many
     nats per target the model loses against whoever knows the process, and scores all targets
-    together if the model does (joint and autoregressive ones), or else one by one.
+    together if the model does (joint and autoregressive ones), or else one by one. Where the data
+    module has several test loaders, a dictionary by name, `test` has each for itself:
+    `test/log_likelihood/NAME`.
 
     Args:
         model: the neural process.
@@ -59,6 +61,7 @@ class MetaRegression(L.LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             RegressionMetrics() for _ in range(3)
         )
+        self.named_test_metrics = nn.ModuleDict()
 
     def forward(self, task: Task) -> torch.distributions.Distribution:
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
@@ -68,31 +71,41 @@ class MetaRegression(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             with evaluating(self.model):
-                self._measure("train", task)
+                self._measure("train", task, self.train_metrics)
         return loss
 
     def validation_step(self, task: Task, batch_idx: int) -> None:
-        self._measure("val", task)
+        self._measure("val", task, self.val_metrics)
 
-    def test_step(self, task: Task, batch_idx: int) -> None:
-        self._measure("test", task)
+    def on_test_start(self) -> None:
+        loaders = self.trainer.test_dataloaders
+        names = loaders if isinstance(loaders, dict) else ()
+        metrics = {name: RegressionMetrics() for name in names}
+        self.named_test_metrics = nn.ModuleDict(metrics).to(self.device)
+
+    def test_step(self, task: Task, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.named_test_metrics:
+            name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
+            self._measure("test", task, metrics, f"/{name}")
+        else:
+            self._measure("test", task, self.test_metrics)
 
     def predict_step(self, task: Task, batch_idx: int) -> Marginals:
         state = self.model.condition(task.xc, task.yc, task.context_mask)
         return self.model.marginals(state, task.xt, task.target_mask)
 
-    def _measure(self, stage: str, task: Task) -> None:
-        metrics: RegressionMetrics = getattr(self, f"{stage}_metrics")
+    def _measure(self, stage: str, task: Task, metrics: RegressionMetrics, of: str = "") -> None:
         evaluation = self.model.evaluate(task)
         for name, metric in metrics.update(task, evaluation, self.model.scores_jointly).items():
             shown = name == "log_likelihood" and stage != "train"
             self.log(
-                f"{stage}/{name}",
+                f"{stage}/{name}{of}",
                 metric,
                 prog_bar=shown,
                 on_step=False,
                 on_epoch=True,
                 batch_size=task.batch_size,
+                add_dataloader_idx=False,
             )
 
     def configure_optimizers(self) -> Any:

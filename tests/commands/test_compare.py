@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from image_files import write_emnist
 
 from npbench.cli import main
 from npbench.models import CNP, NP, TNPND, NeuralProcess
@@ -122,3 +123,21 @@ def test_mistakes_end_in_one_sentence(
         assert exit_.value.code in (1, 2)
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_of_several_sets_of_test_tasks_one_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_emnist(tmp_path / "data")
+    folder = make_run(tmp_path / "cnp", CNP(2, 1, dim_hidden=8))
+    section = {"class_path": "datamodules.EMNISTDataModule", "init_args": {"num_val_tasks": 8}}
+    section["init_args"]["root"] = str(tmp_path / "data")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": section}))
+    sizes = {
+        part: len(compare(str(folder), "--part", part, out=tmp_path / part)[1])
+        for part in ("seen", "unseen")
+    }
+    assert sizes == {"seen": 40, "unseen": 20}
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), "--device", "cpu", "--out", str(tmp_path / "none")])
+    assert "--part is missing: choose one of seen, unseen" in capsys.readouterr().err

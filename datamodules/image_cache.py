@@ -1,0 +1,219 @@
+"""Pictures decoded and resized once, into a memory-mapped file."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from rich.progress import Progress
+
+# Part of a cache's name: a new number where the pixels or the files of a cache change.
+_VERSION = 1
+_BLOCK = 512
+
+OnCorrupt = Literal["skip", "error"]
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Reads a picture: upright, grey or RGB, its central square resized (bicubic, antialiased).
+
+    Args:
+        resolution: rows and columns of the result.
+        num_channels: 1 for grey, 3 for RGB.
+        center_crop: cut out the central square first; otherwise the whole picture is squeezed.
+    """
+
+    resolution: int
+    num_channels: int
+    center_crop: bool = True
+
+    def __post_init__(self) -> None:
+        if self.resolution < 2:
+            raise ValueError(f"resolution={self.resolution} must be 2 or more")
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB)")
+
+    def __call__(self, path: Path) -> UInt8[np.ndarray, "channels height width"]:
+        """Raises whatever the picture's format raises where it is corrupt."""
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I;16"):
+                # Pillow would cut 16 bits off at 255.
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            picture = picture.convert("L" if self.num_channels == 1 else "RGB")
+        if self.center_crop:
+            side = min(picture.size)
+            left, top = ((length - side) // 2 for length in picture.size)
+            # Not by `resize`, whose filter looks beyond the box that it is given.
+            picture = picture.crop((left, top, left + side, top + side))
+        size = (self.resolution, self.resolution)
+        pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        return pixels.reshape(*size, self.num_channels).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Decoded pictures in a memory-mapped file, which all workers and ranks share.
+
+    `names` are those of the pictures in `images`; `skipped` says of the others why they could not
+    be read.
+    """
+
+    images: UInt8[np.ndarray, "images channels height width"]
+    names: list[str]
+    skipped: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        names: Sequence[str],
+        decoder: Decoder,
+        cache_dir: Path,
+        on_corrupt: OnCorrupt = "skip",
+        fingerprint: str = "",
+    ) -> "ImageCache":
+        """The cache of these pictures, built first where it does not exist.
+
+        It is a folder `v1-64x64x3-…`, whose name ends in a hash of the names, the decoder and the
+        fingerprint, and which comes into being by a rename when it is whole. Of several processes
+        one builds, and the others wait.
+
+        Args:
+            folder: where the pictures are.
+            names: their paths below it.
+            decoder: reads one.
+            cache_dir: where caches are kept.
+            on_corrupt: leave a picture out that cannot be read, with a warning, or raise an error.
+            fingerprint: whatever else a cache should be built anew for.
+
+        Raises:
+            FileNotFoundError: if a picture is missing.
+            ValueError: if one is corrupt and `on_corrupt` is "error", or all are.
+        """
+        key = hashlib.sha256("\n".join([repr(decoder), fingerprint, *names]).encode()).hexdigest()
+        size = f"{decoder.resolution}x{decoder.resolution}x{decoder.num_channels}"
+        path = cache_dir / f"v{_VERSION}-{size}-{key[:16]}"
+        if not path.is_dir():
+            _check_all_exist(folder, names)
+            with _alone(cache_dir):
+                if not path.is_dir():
+                    _build(path, folder, names, decoder, on_corrupt)
+        cache = cls._open(path)
+        if cache.skipped:
+            report = f"{len(cache.skipped)} of {len(names)} pictures cannot be read: " + "; ".join(
+                f"{name} ({why})" for name, why in list(cache.skipped.items())[:3]
+            )
+            again = f"{path} leaves them out; delete it to decode all again"
+            if on_corrupt == "error":
+                raise ValueError(f"{report}. {again}")
+            warnings.warn(f"{report}. {again}", stacklevel=2)
+        return cache
+
+    @classmethod
+    def _open(cls, path: Path) -> "ImageCache":
+        index = json.loads((path / "index.json").read_text())
+        if (path / "images").stat().st_size != math.prod(index["shape"]):
+            raise ValueError(f"the cache {path} is damaged; delete it")
+        images = np.memmap(path / "images", np.uint8, mode="r", shape=tuple(index["shape"]))
+        return cls(images, index["names"], index["skipped"])
+
+
+def _build(
+    path: Path, folder: Path, names: Sequence[str], decoder: Decoder, on_corrupt: OnCorrupt
+) -> None:
+    size = decoder.num_channels * decoder.resolution**2
+    free = shutil.disk_usage(path.parent).free
+    if free < len(names) * size:
+        raise OSError(
+            f"the cache of {len(names):,} pictures takes {len(names) * size / 2**30:.1f} GiB, and "
+            f"{path.parent} has {free / 2**30:.1f} GiB left; set cache_dir to another folder"
+        )
+    # Whoever is alone here may clear away what a killed process has left.
+    partial = path.parent / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    kept, skipped = [], {}
+    try:
+        with (partial / "images").open("wb") as file:
+            for name, result in _decode_all(folder, names, decoder):
+                if not isinstance(result, Exception):
+                    file.write(result.tobytes())
+                    kept.append(name)
+                elif on_corrupt == "error":
+                    raise ValueError(
+                        f'{folder / name} cannot be read: {result}; on_corrupt="skip" would leave '
+                        f"it out"
+                    ) from result
+                else:
+                    skipped[name] = str(result)
+        if not kept:
+            name, why = next(iter(skipped.items()))
+            raise ValueError(f"none of the {len(names)} pictures can be read: {name} ({why}), …")
+        shape = len(kept), decoder.num_channels, decoder.resolution, decoder.resolution
+        index = {"shape": shape, "names": kept, "skipped": skipped}
+        (partial / "index.json").write_text(json.dumps(index))
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decode_all(
+    folder: Path, names: Sequence[str], decoder: Decoder
+) -> Iterator[tuple[str, UInt8[np.ndarray, "channels height width"] | Exception]]:
+    """Each picture, or why it cannot be read, in order; with a progress bar."""
+
+    def decode(name: str) -> UInt8[np.ndarray, "channels height width"] | Exception:
+        try:
+            return decoder(folder / name)
+        except Exception as error:  # a format raises what it likes
+            return error
+
+    description = f"decoding to {decoder.resolution}×{decoder.resolution}"
+    with Progress(transient=True) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+        task = progress.add_task(description, total=len(names))
+        for start in range(0, len(names), _BLOCK):
+            block = names[start : start + _BLOCK]
+            yield from zip(block, pool.map(decode, block))
+            progress.advance(task, len(block))
+
+
+def _check_all_exist(folder: Path, names: Sequence[str]) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        listed = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of the {len(names)} listed pictures: {listed}"
+        )
+
+
+@contextmanager
+def _alone(cache_dir: Path) -> Iterator[None]:
+    """One process at a time; a lock that goes with its process, however that ends."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        lock = (cache_dir / "lock").open("w")
+    except OSError as error:
+        raise OSError(
+            f"cannot write a cache into {cache_dir} ({error.strerror}); set cache_dir to another "
+            f"folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that builds a cache in {cache_dir}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,75 @@
+"""Figures into TensorBoard and files, without a trace in training."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+from npbench.models.base import NeuralProcess, evaluating
+
+
+class FigureCallback(L.Callback, ABC):
+    """Draws a figure after validations and after the test.
+
+    To TensorBoard, and as `figures/step-….png` or `figures/test.png` in the run's folder.
+
+    Args:
+        tag: name of the figure in TensorBoard.
+        every_n_validations: how often to draw.
+    """
+
+    def __init__(self, tag: str, every_n_validations: int) -> None:
+        self.tag = tag
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    @abstractmethod
+    def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
+        """What to record; leaves the model and torch's random state as they were."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._validations % self.every_n_validations == 0:
+            self._record(trainer, pl_module, f"step-{trainer.global_step:06d}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._record(trainer, pl_module, "test")
+
+    def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        folder = trainer.log_dir  # which all processes must ask for together
+        if not trainer.is_global_zero:
+            return
+        figure = self.figure(trainer, pl_module.model)
+        if folder is not None:
+            path = Path(folder) / "figures" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(self.tag, figure, trainer.global_step)
+
+    def _from_data_module(self, trainer: L.Trainer, name: str) -> Callable[..., Any]:
+        """The method of the data module that says what to draw."""
+        method = getattr(trainer.datamodule, name, None)
+        if method is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a data module with {name}(index, …); "
+                f"{type(trainer.datamodule).__name__} has none"
+            )
+        return method
+
+
+@contextmanager
+def undisturbed(model: NeuralProcess, device: torch.device) -> Iterator[None]:
+    """Evaluation without gradients, after which modes and torch's random state are as before."""
+    devices = [device] if device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices):
+        yield
