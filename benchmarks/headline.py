@@ -2,9 +2,7 @@
 
     python -m benchmarks.headline
 
-The size is the headline of TNP-KR (under a minute on a 24 GB GPU). Then one million points are
-conditioned on, beside the same computation with plain attention (scores, softmax, product) over
-blocks of 1,000, as the paper's official code does.
+The size is the headline of TNP-KR (under a minute on a 24 GB GPU).
 """
 
 import argparse
@@ -15,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from npbench import attention
 from npbench.models import CMANP
 from npbench.models.base import evaluating
 
@@ -24,7 +21,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=float, default=1e5)
     parser.add_argument("--targets", type=float, default=1e6)
-    parser.add_argument("--points", type=float, default=1e6, help="of the second part")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -45,14 +41,6 @@ def main() -> None:
             f"{query:.2f} s = {condition + query:.2f} s; the whole process at most "
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
         )
-        many = points(options.points)
-        _, fused = timed(lambda: model.condition(*many))
-        attention._HAS_FUSED_KERNEL = False
-        _, plain = timed(lambda: model.condition(*many, chunk_size=1000))
-    print(
-        f"{many[0].shape[1]:,} points conditioned on: {fused:.2f} s; with plain attention over "
-        f"blocks of 1,000: {plain:.2f} s, {plain / fused:.1f} times as long"
-    )
 
 
 def timed(function: Callable[[], object]) -> tuple[object, float]:

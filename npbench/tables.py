@@ -27,8 +27,8 @@ class PointTable:
     """The points of a Parquet or CSV file: one a row, their inputs and outputs in named columns.
 
     Iterating gives (x, y) chunks, or x alone where no outputs are named, as arrays
-    [rows, columns]: what `NeuralProcess.condition` and `query` take. Only one chunk or two are in
-    memory at a time, however long the file is.
+    [rows, columns]: what `NeuralProcess.condition` and `query` take. Memory does not depend on how
+    long the file is, nor the chunks on how it is laid out.
 
     Args:
         path: a `.parquet` (or `.pq`), `.csv` or `.csv.gz` file; a CSV file has a header.

@@ -204,7 +204,7 @@ class CMANP(NeuralProcess):
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:
         if torch.is_grad_enabled() and self.context_chunk_size is not None:
             return self._state(self._absorb(Points.union(chunks)))
-        return union(map(self._absorb, chunks), finish=self._state)
+        return union(self._reader.states(chunks), finish=self._state)
 
     def _update(self, state: CMANPState, points: Points) -> CMANPState:
         return self._state(state.attention.merge(self._absorb(points)))
@@ -239,11 +239,14 @@ class CMANP(NeuralProcess):
 
     def _absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points: one embedding, seen by all blocks."""
-        reader = PointReader(self.embed_points, self.blocks)
         size = self.context_chunk_size
         if torch.is_grad_enabled() and size is not None and points.x.shape[1] > size:
-            return reader.fold(points, size)
-        return reader.absorb(points)
+            return self._reader.fold(points, size)
+        return self._reader.absorb(points)
+
+    @property
+    def _reader(self) -> PointReader:
+        return PointReader(self.embed_points, self.blocks)
 
     def _encode(
         self, attention: AttentionState

@@ -1,6 +1,7 @@
 """A context of any size becomes the states of all blocks, in memory that its size does not change:
 the gradients' too."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -34,7 +35,21 @@ class PointReader:
 
     def absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points, stacked, by ordinary autograd."""
-        return self._attend(self.queries(), points)
+        return next(self.states([points]))
+
+    def states(
+        self, chunks: Iterable[Points], queries: Tensor | None = None
+    ) -> Iterator[AttentionState]:
+        """The states of each chunk; what they have in common is worked out once."""
+        queries = self.queries() if queries is None else queries
+        projection = self.projection()
+        for points in chunks:
+            k, v = self.keys_values(points, projection)
+            state = AttentionState.from_chunk(
+                _for_tasks(queries, k.shape[1]), k.flatten(0, 1), v.flatten(0, 1),
+                _repeated(points.mask, len(k)),
+            )  # fmt: skip
+            yield state.map(lambda z, shape=k.shape[:2]: z.unflatten(0, shape))
 
     def fold(self, points: Points, chunk_size: int) -> AttentionState:
         """The same states and the same gradients, `chunk_size` points at a time in both."""
@@ -50,22 +65,30 @@ class PointReader:
             [layer.attention.queries(layer.norm(z)) for layer, z in zip(self._layers, latents)]
         )
 
+    def projection(
+        self,
+    ) -> tuple[
+        Float[Tensor, "blocks dim_model two_dim_model"], Float[Tensor, "blocks 1 two_dim_model"]
+    ]:
+        """The weights and biases that take normalised embeddings to the blocks' keys and values."""
+        layers = [(layer.attention.to_kv.weight, layer.norm_context) for layer in self._layers]
+        weight = torch.stack([w * norm.weight for w, norm in layers])
+        bias = torch.stack([w @ norm.bias for w, norm in layers])
+        return weight.mT, bias[:, None]
+
     def keys_values(
-        self, points: Points
+        self, points: Points, projection: tuple[Tensor, Tensor]
     ) -> tuple[
         Float[Tensor, "blocks batch heads points dim_head"],
         Float[Tensor, "blocks batch heads points dim_head"],
     ]:
         """What the points answer each block."""
-        embedding = self.embed(points.xy)
+        weight, bias = projection
         first = self._layers[0]
-        norms = [layer.norm_context for layer in self._layers]
-        weights = [layer.attention.to_kv.weight for layer in self._layers]
-        weight = torch.stack([w * norm.weight for w, norm in zip(weights, norms)])
-        bias = torch.stack([w @ norm.bias for w, norm in zip(weights, norms)])
+        embedding = self.embed(points.xy)
         normalised = F.layer_norm(embedding, embedding.shape[-1:], eps=first.norm_context.eps)
-        every_block = normalised.flatten(0, 1).expand(len(weights), -1, -1)
-        projected = torch.baddbmm(bias[:, None], every_block, weight.mT)
+        every_block = normalised.flatten(0, 1).expand(len(weight), -1, -1)
+        projected = torch.baddbmm(bias, every_block, weight)
         return first.attention.split_keys_values(projected.unflatten(1, points.x.shape[:2]))
 
     def parameters(self) -> list[nn.Parameter]:
@@ -76,14 +99,6 @@ class PointReader:
     @property
     def _layers(self) -> list[nn.Module]:
         return [block.attend_points for block in self.blocks]
-
-    def _attend(self, queries: Tensor, points: Points) -> AttentionState:
-        k, v = self.keys_values(points)
-        state = AttentionState.from_chunk(
-            _for_tasks(queries, k.shape[1]), k.flatten(0, 1), v.flatten(0, 1),
-            _repeated(points.mask, len(k)),
-        )  # fmt: skip
-        return state.map(lambda z: z.unflatten(0, k.shape[:2]))
 
 
 def _for_tasks(
@@ -111,8 +126,7 @@ class _Fold(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         chunks = Points(x, y, mask).blocks(chunk_size)
-        states = (reader._attend(queries, chunk) for chunk in chunks)
-        state = reduce(AttentionState.merge, states)
+        state = reduce(AttentionState.merge, reader.states(chunks, queries))
         device = x.device.type
         ctx.autocast = (
             device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -138,7 +152,7 @@ class _Fold(torch.autograd.Function):
         for chunk in Points(x, y, mask).blocks(ctx.chunk_size):
             leaves = [z.detach().requires_grad_(g) for z, g in zip((chunk.x, chunk.y), x_and_y)]
             with torch.enable_grad(), torch.autocast(*ctx.autocast):
-                k, v = ctx.reader.keys_values(Points(*leaves, chunk.mask))
+                k, v = ctx.reader.keys_values(Points(*leaves, chunk.mask), ctx.reader.projection())
             grad_q, grad_k, grad_v = attention_backward(
                 q, k.detach().flatten(0, 1), v.detach().flatten(0, 1),
                 _repeated(chunk.mask, len(k)), state, grad,

@@ -368,11 +368,13 @@ def test_an_interrupt_before_the_first_chunk_leaves_nothing(
 
 
 _SLOW_COMMAND = """
+import signal
 import time
 from npbench.cli import main
 from npbench.commands import condition
 from npbench.models import CMANPState
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job has not
 condition._ROWS, save = 100, CMANPState.save
 
 def slowly(self, path, model, **notes):

@@ -193,7 +193,9 @@ class NaNData(GPDataModule):
 def test_nan_in_the_data_stops_training_with_its_place(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=5, limit_val_batches=0, enable_checkpointing=False)
     data = NaNData(batch_size=4, steps_per_epoch=10)
-    with pytest.raises(ValueError, match=r"yc holds 1 NaN or infinite .* task 1, point 2, column 0"):
+    with pytest.raises(
+        ValueError, match=r"yc holds 1 NaN or infinite .* task 1, point 2, column 0"
+    ):
         run.fit(MetaRegression(small_model()), data)
 
 
