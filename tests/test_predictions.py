@@ -81,10 +81,10 @@ def test_the_model_predicts_in_evaluation_mode_and_is_left_as_it_was(tmp_path: P
     paths = tmp_path / "evaluating.csv", tmp_path / "training.csv"
     for path, training in zip(paths, (False, True)):
         model.train(training)
-        model.decoder.eval()
+        model.blocks.eval()
         write_predictions(model, state, targets, path)
-        assert model.training == model.blocks.training == training
-        assert not model.decoder.training
+        assert model.training == model.decoder.training == training
+        assert not model.blocks.training
     assert paths[0].read_text() == paths[1].read_text()
 
 

@@ -513,6 +513,26 @@ def test_a_row_that_cannot_be_read_is_mended_and_the_same_command_goes_on(
 
 
 @pytest.mark.usefixtures("hundreds")
+def test_rows_that_were_added_since_the_interrupt_are_absorbed_too(
+    data: Path,
+    out: Path,
+    checkpoint: Path,
+    model: CMANP,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(frame()[:950], data)
+    with monkeypatch.context() as patched:
+        interrupt_when(patched, CMANP, "merge", 1, after=False)
+        error_of(capsys, data, out, checkpoint, code=130)
+    write(frame(), data)
+    run(data, out, checkpoint)
+    assert_same_record(
+        CMANPState.load(out, model), in_hundreds(model, frame()[:950], frame()[950:])
+    )
+
+
+@pytest.mark.usefixtures("hundreds")
 def test_a_line_that_is_no_row_is_named(
     tmp_path: Path, out: Path, partial: Path, checkpoint: Path, capsys: pytest.CaptureFixture
 ) -> None:
