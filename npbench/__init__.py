@@ -1,5 +1,6 @@
 """npbench: train, measure and use constant-memory neural processes."""
 
+from npbench.events import EventSequences
 from npbench.task import Exact, Task
 
-__all__ = ["Exact", "Task"]
+__all__ = ["EventSequences", "Exact", "Task"]

@@ -1,0 +1,62 @@
+"""EventSequences: what data modules give to event models."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from npbench.structure import TensorRecord
+
+
+@dataclass(frozen=True, eq=False)
+class EventSequences(TensorRecord):
+    """A batch of sequences of marked events, each as a history of the next.
+
+    Of each sequence the first event is history only, and all others are predicted. A mask is True
+    where an event is real, padding lies behind the real events; None means that all are. Times do
+    not fall within a sequence; float64 holds seconds since 1970 and milliseconds between events.
+
+    Args:
+        times: of the events, in the data's own unit.
+        marks: from 0 to K − 1.
+        mask: True where an event is real.
+        end: until when each sequence was observed, if that is known: no event between the last and
+            it. Not before the last event, at which it says nothing.
+        exact: the log-likelihood of each predicted event under the process that made the data, 0 at
+            padding; known of synthetic sequences only: the ceiling of any model.
+
+    Example:
+        >>> sequences = EventSequences(torch.rand(4, 9).cumsum(-1), torch.randint(3, (4, 9)))
+        >>> sequences.intervals.shape
+        torch.Size([4, 8])
+    """
+
+    times: Float[Tensor, "batch events"]
+    marks: Int[Tensor, "batch events"]
+    mask: Bool[Tensor, "batch events"] | None = None
+    end: Float[Tensor, "batch"] | None = None
+    exact: Float[Tensor, "batch intervals"] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.times)
+
+    @property
+    def full_mask(self) -> Bool[Tensor, "batch events"]:
+        return torch.ones_like(self.marks, dtype=torch.bool) if self.mask is None else self.mask
+
+    @property
+    def intervals(self) -> Float[Tensor, "batch intervals"]:
+        """From each event to the next, τ."""
+        return self.times.diff(dim=-1)
+
+    @property
+    def predicted(self) -> Bool[Tensor, "batch intervals"]:
+        """Whether the event behind each interval is real."""
+        return self.full_mask[:, 1:]
+
+    @property
+    def num_predicted(self) -> int:
+        """Predicted events of the whole batch."""
+        return int(self.predicted.sum())
