@@ -6,8 +6,10 @@ from npbench.models.cmanp import CMANP, CMANPState
 from npbench.models.cmanpand import CMANPAND
 from npbench.models.conditional import CANP, CNP, CNPState
 from npbench.models.eqtnp import EQTNP
+from npbench.models.events import EventModel, EventState
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
+from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 
 __all__ = [
@@ -22,11 +24,14 @@ __all__ = [
     "LBANP",
     "LBANPND",
     "NP",
+    "THP",
     "TNPA",
     "TNPD",
     "TNPND",
     "CMANPState",
     "CNPState",
+    "EventModel",
+    "EventState",
     "NeuralProcess",
     "State",
 ]

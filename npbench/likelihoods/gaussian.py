@@ -1,4 +1,4 @@
-"""Prediction heads: from the encoding of a target to a distribution over its value."""
+"""From the encoding of a target to a Gaussian, or a mixture of them, over its value."""
 
 import math
 import warnings

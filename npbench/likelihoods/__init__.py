@@ -1,0 +1,18 @@
+"""Prediction heads: from an encoding to a distribution."""
+
+from npbench.likelihoods.gaussian import (
+    DiagonalGaussian,
+    JointGaussian,
+    equal_mixture,
+    independent_normal,
+)
+from npbench.likelihoods.next_event import NextEvent, NextEventHead
+
+__all__ = [
+    "DiagonalGaussian",
+    "JointGaussian",
+    "NextEvent",
+    "NextEventHead",
+    "equal_mixture",
+    "independent_normal",
+]
