@@ -8,12 +8,8 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, Normal
 
 from npbench.blocks import LayerConfig
-from npbench.likelihoods import (
-    DiagonalGaussian,
-    JointGaussian,
-    _LowRankNormal,
-    equal_mixture,
-)
+from npbench.likelihoods import DiagonalGaussian, JointGaussian, equal_mixture
+from npbench.likelihoods.gaussian import _LowRankNormal
 from npbench.profiling import LiveTensors
 
 CONFIG = LayerConfig(dim_model=8, num_heads=2, dim_feedforward=16)

@@ -4,6 +4,7 @@ from npbench.models.base import NeuralProcess, State
 from npbench.models.bootstrap import BANP, BNP
 from npbench.models.cmanp import CMANP, CMANPState
 from npbench.models.cmanpand import CMANPAND
+from npbench.models.cmhp import CMHP, CMHPState
 from npbench.models.conditional import CANP, CNP, CNPState
 from npbench.models.eqtnp import EQTNP
 from npbench.models.events import EventModel, EventState
@@ -19,6 +20,7 @@ __all__ = [
     "CANP",
     "CMANP",
     "CMANPAND",
+    "CMHP",
     "CNP",
     "EQTNP",
     "LBANP",
@@ -29,6 +31,7 @@ __all__ = [
     "TNPD",
     "TNPND",
     "CMANPState",
+    "CMHPState",
     "CNPState",
     "EventModel",
     "EventState",

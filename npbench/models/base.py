@@ -63,7 +63,7 @@ def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
     """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold."""
 
     @wraps(init)
-    def recording(self: "NeuralProcess", *args: Any, **kwargs: Any) -> None:
+    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         bound = signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
         init(self, *args, **kwargs)

@@ -23,9 +23,15 @@ class EventState(State):
     last: Float[Tensor, "batch"]
     mark: Int[Tensor, "batch"]
 
-    def ends_after(self, time: Tensor, mark: Tensor) -> dict[str, Tensor]:
-        """These fields after one more event."""
-        return {"first": self.first.where(self.mark >= 0, time), "last": time, "mark": mark}
+    def ends_after(self, times: Tensor, marks: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """These fields after further events, with padding behind."""
+        new = ends(times, marks, mask)
+        none = new["mark"] < 0
+        return {
+            "first": self.first.where(self.mark >= 0, new["first"]),
+            "last": self.last.where(none, new["last"]),
+            "mark": self.mark.where(none, new["mark"]),
+        }
 
 
 def ends(times: Tensor, marks: Tensor, mask: Tensor) -> dict[str, Tensor]:

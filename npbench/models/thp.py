@@ -1,6 +1,6 @@
 """THP: attention of every event to all before it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,16 +70,10 @@ class THP(EventModel):
         return THPState(**ends(times, marks, mask), times=times, marks=marks, mask=mask)
 
     def _update(self, state: THPState, time: Tensor, mark: Tensor) -> THPState:
-        def grown(old: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([old, new[:, None]], dim=1)
-
-        return replace(
-            state,
-            **state.ends_after(time, mark),
-            times=grown(state.times, time),
-            marks=grown(state.marks, mark),
-            mask=grown(state.mask, torch.ones_like(mark, dtype=torch.bool)),
-        )
+        new = time[:, None], mark[:, None], torch.ones_like(mark[:, None], dtype=torch.bool)
+        old = state.times, state.marks, state.mask
+        times, marks, mask = (torch.cat(parts, dim=1) for parts in zip(old, new))
+        return THPState(**state.ends_after(*new), times=times, marks=marks, mask=mask)
 
     def _history(self, state: THPState) -> Float[Tensor, "batch dim_model"]:
         if not state.mask.shape[1]:
