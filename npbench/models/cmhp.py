@@ -139,15 +139,15 @@ class CMHP(EventModel):
         mask: Bool[Tensor, "batch events"],
     ) -> CMHPState:
         """The state after these events, at the time of the last."""
-        ends = state.ends_after(times, marks, mask)
-        since_first = self._scaled((times - ends["first"][:, None]).nan_to_num(0.0))
-        passed = self._scaled((ends["last"] - state.last).nan_to_num(0.0))
+        now = state.ends_after(times, marks, mask)
+        since_first = self._scaled((times - now["first"][:, None]).nan_to_num(0.0))
+        passed = self._scaled((now["last"] - state.last).nan_to_num(0.0))
         points = self.embed(since_first, marks)
         new = [
             block.faded(old, passed).merge(block.final(points, since_first, mask))
             for block, old in zip(self.blocks, state.of_blocks())
         ]
-        return CMHPState(**ends, attention=_batch_first(AttentionState.stack(new)))
+        return CMHPState(**now, attention=_batch_first(AttentionState.stack(new)))
 
     def _read(
         self,
