@@ -1,7 +1,7 @@
 """A small CMANP (or CMANP-AND) that completes pictures of digits, after a few minutes on one core.
 
     python -m benchmarks.digits
-    python -m benchmarks.digits --model CMANPAND --figure digits-and.png    # joint samples
+    python -m benchmarks.digits --model CMANPAND --steps 12000 --figure docs/digits-and.png
 
 Writes the 1,797 handwritten digits that come with scikit-learn (8×8 grey pixels) as PNGs into a
 folder, and trains on it at 16×16 as on any folder of pictures. Prints the error of completing test
