@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from npbench.events import EventSequences
 from npbench.task import Task
 
 # The first number of every random key: training, and one for each fixed set of tasks.
@@ -32,11 +33,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
 
     @abstractmethod
-    def training_batch(self, index: int, rank: int = 0) -> Task:
+    def training_batch(self, index: int, rank: int = 0) -> Task | EventSequences:
         """The batch of training step `index` on `rank`."""
 
     @abstractmethod
-    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
+    def evaluation_batch(self, indices: range, split: int = TEST) -> Task | EventSequences:
         """The fixed evaluation tasks of these indices."""
 
     def _training_loader(self, steps_per_epoch: int) -> DataLoader:
@@ -97,7 +98,7 @@ def at_least_one(**arguments: int) -> None:
 class _Batches(IterableDataset):
     """`batch(first), batch(first + 1), …`, shared out among the loader's workers in order."""
 
-    def __init__(self, batch: Callable[[int], Task], length: int) -> None:
+    def __init__(self, batch: Callable[[int], Task | EventSequences], length: int) -> None:
         self.batch = batch
         self.length = length
         self.first = 0
@@ -105,7 +106,7 @@ class _Batches(IterableDataset):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Task | EventSequences]:
         worker = get_worker_info()
         offset, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index in range(self.first + offset, self.first + self.length, step):
@@ -123,9 +124,11 @@ class _ResumableLoader(DataLoader):
         super().__init__(batches, **options)
         self.batches_done = batches_done
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Task | EventSequences]:
+        # Run at the first batch, and not when Lightning asks for an iterator: it does so before it
+        # has restored its progress, to count the steps of a schedule.
         self.dataset.first = self.batches_done()
-        return super().__iter__()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         return {"batches_done": self.batches_done()}

@@ -1,0 +1,116 @@
+"""Pickles of strangers: plain containers and numbers, and nothing that runs."""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def load_plain(path: Path) -> Any:
+    """What a pickle holds, if that is dictionaries, lists, tuples, strings and numbers.
+
+    NumPy's numbers come out as Python's and its arrays as lists, put together here: NumPy's own
+    ways to rebuild them trust the file.
+
+    Raises:
+        ValueError: if the pickle asks for anything else, which is named, or is damaged.
+    """
+    with open(path, "rb") as file:
+        try:
+            # Latin 1 reads the strings of Python 2, bytes of NumPy arrays among them.
+            return _PlainUnpickler(file, encoding="latin-1").load()
+        except _RefusedError as error:
+            raise ValueError(
+                f"{path} asks for {error}, and only plain containers and numbers are read from a "
+                f"pickle: write it anew as lists, dictionaries and numbers, or as JSON"
+            ) from error
+        except Exception as error:  # damaged pickles raise whatever their bytes stumble over
+            raise ValueError(f"{path} is no pickle, or damaged: {error}") from error
+
+
+class _RefusedError(Exception):
+    """Names what a pickle must not ask for."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Rebuild(OrderedDict)
+        if (module, name) == ("_codecs", "encode"):
+            return _Rebuild(_encode)
+        if name == "bytes" and module in ("builtins", "__builtin__"):
+            return _Rebuild(_no_bytes)
+        if module.split(".")[0] == "numpy" and name in _NUMPY:
+            return _Rebuild(_NUMPY[name])
+        raise _RefusedError(f"{module}.{name}")
+
+
+class _Rebuild:
+    """Calls a function, and cannot be changed by the pickle that gets hold of it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise _RefusedError(f"a change of {name}")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+class _Dtype:
+    """A NumPy type of numbers."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(name) if isinstance(name, str) else np.dtype("O")
+        if self.dtype.kind not in "biuf":
+            raise _RefusedError(f"numpy.dtype({name!r})")
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byte_order, *_ = state
+        self.dtype = self.dtype.newbyteorder(byte_order)
+
+
+class _Array(list):
+    """A NumPy array, whose numbers come when its state does."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, content = state
+        self[:] = _from_buffer(content, dtype, shape, "F" if is_fortran else "C")
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes as Python 3 writes them for Python 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise _RefusedError(f"_codecs.encode to {encoding!r}")
+    return text.encode("latin-1")
+
+
+def _no_bytes() -> bytes:
+    """The same where there are none."""
+    return b""
+
+
+def _from_buffer(content: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> list:
+    content = content.encode("latin-1") if isinstance(content, str) else content
+    return np.frombuffer(content, dtype.dtype).reshape(shape, order=order).tolist()
+
+
+def _scalar(dtype: _Dtype, content: Any) -> Any:
+    (value,) = _from_buffer(content, dtype, (1,))
+    return value
+
+
+# Under the names by which NumPy's pickles ask for them.
+_NUMPY = {
+    "dtype": _Dtype,
+    "ndarray": _Array,
+    "scalar": _scalar,
+    "_reconstruct": lambda *_: _Array(),
+    "_frombuffer": _from_buffer,
+}
