@@ -26,10 +26,13 @@ Train, measure and use constant-memory neural processes.
   npbench test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench compare RUN RUN ...         # several models on the same tasks; npbench compare --help
-  npbench profile --config CONFIG ... # memory and time as the context grows
+  npbench profile --config CONFIG ... # memory and time as the context or the history grows
   npbench condition --ckpt RUN ...    # a table of any size becomes a small file, a state
   npbench query --state STATE ...     # which predicts at the rows of another
   npbench import-official CKPT ...    # weights of the paper's official code
+
+Models of event sequences are trained, tested and asked for predictions by the same commands:
+  npbench fit --config configs/events/stackoverflow/cmhp.yaml
 
 Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
 and TensorBoard), figures and checkpoints. A run that was cut off goes on exactly where it was with
@@ -37,8 +40,8 @@ and TensorBoard), figures and checkpoints. A run that was cut off goes on exactl
 
 _SUBCOMMANDS = {
     "fit": "Train a model, with validation.",
-    "validate": "Evaluate a checkpoint on the validation tasks.",
-    "test": "Evaluate a checkpoint on the test tasks.",
+    "validate": "Evaluate a checkpoint on the validation data.",
+    "test": "Evaluate a checkpoint on the test data.",
     "predict": "Write a checkpoint's predictions to a Parquet file.",
 }
 

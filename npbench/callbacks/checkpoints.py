@@ -1,7 +1,7 @@
 """The two checkpoints of every run: the best so far, and the last, from which to resume."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,12 +12,35 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the model that did best in validation.
 
     Args:
-        monitor: the logged value to go by.
-        mode: "max" where more is better, "min" where less is.
+        monitor: the logged value to go by; None: the training module's own, `val/log_likelihood`
+            of `MetaRegression` and `val/nll` of `EventPrediction`.
+        mode: "max" where more is better, "min" where less is; None: what is right for the training
+            module's own.
+
+    Raises:
+        ValueError: when a run starts, if another value is monitored without a mode.
     """
 
-    def __init__(self, monitor: str = "val/log_likelihood", mode: str = "max") -> None:
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+    def __init__(
+        self, monitor: str | None = None, mode: Literal["min", "max"] | None = None
+    ) -> None:
+        self._asked_mode = mode
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode or "min", enable_version_counter=False
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        own = getattr(pl_module, "monitor", None)
+        self.monitor = self.monitor or own
+        if self._asked_mode is None:
+            if self.monitor != own or own is None:
+                raise ValueError(
+                    f'monitor={self.monitor!r} needs a mode: "min" where less of it is better, '
+                    f'"max" where more is'
+                )
+            self.mode = self._asked_mode = pl_module.monitor_mode
+            self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        super().setup(trainer, pl_module, stage)
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -2,24 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-import numpy as np
 import pyarrow as pa
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 
-from npbench.models.base import Marginals
 from npbench.tables import TableWriter
-from npbench.task import Task
+from npbench.training.base import TrainingModule
 
 
 class PredictionWriter(BasePredictionWriter):
     """Writes the predictions of `predict` to a Parquet or CSV file, batch by batch.
 
-    One row for each target: `task` and `target` (its place in the task), inputs `x0`, `x1`, …,
-    `mean0`, …, `std0`, …, and the true values `y0`, … where they are known. With several processes
-    each writes its own file, `predictions-rank1.parquet` and so on, of every so many tasks.
+    What a row holds, the module that predicts says: `MetaRegression.prediction_table` of each
+    target, `EventPrediction.prediction_table` of each event. With several processes each writes its
+    own file, `predictions-rank1.parquet` and so on, of every so many tasks or sequences.
 
     Args:
         path: the file; by default `predictions.parquet` in the run's folder.
@@ -30,47 +28,39 @@ class PredictionWriter(BasePredictionWriter):
         self.path = path
         self._writer: TableWriter | None = None
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         folder = trainer.log_dir or trainer.default_root_dir
         file = Path(self.path) if self.path else Path(folder) / "predictions.parquet"
-        self._rank, self._world_size = rank, _ = trainer.global_rank, trainer.world_size
+        rank = trainer.global_rank
         self._writer = TableWriter(file.with_stem(f"{file.stem}-rank{rank}") if rank else file)
-        self._num_tasks = 0
+        self._written = 0
 
     def write_on_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        prediction: Marginals,
+        pl_module: TrainingModule,
+        prediction: Any,
         batch_indices: Sequence[int] | None,
-        batch: Task,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        self._writer.write(self._table(batch, prediction.mean, prediction.std))
+        table = pl_module.prediction_table(batch, prediction)
+        self._counted = name = table.schema.names[0]
+        # Each process has every so many of them.
+        numbers = self._written + table.column(0).to_numpy()
+        numbers = trainer.global_rank + trainer.world_size * numbers
+        self._writer.write(table.set_column(0, name, pa.array(numbers)))
+        self._written += batch.batch_size
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._writer.close()
-        if self._num_tasks:
-            print(f"predictions of {self._num_tasks} tasks written to {self._writer.path}")
+        if self._written:
+            path = self._writer.path
+            print(f"predictions of {self._written} {self._counted}s written to {path}")
 
     def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+        self, trainer: L.Trainer, pl_module: TrainingModule, exception: BaseException
     ) -> None:
         if self._writer is not None:
             self._writer.discard()
-
-    def _table(self, batch: Task, mean: Tensor, std: Tensor) -> pa.Table:
-        shape = batch.xt.shape[:2]
-        mask = np.ones(shape, bool)
-        if batch.target_mask is not None:
-            mask = batch.target_mask.cpu().numpy()
-        task, target = np.indices(shape)
-        columns = {"task": self._rank + self._world_size * (self._num_tasks + task[mask])}
-        columns["target"] = target[mask]
-        self._num_tasks += len(mask)
-        for name, values in {"x": batch.xt, "mean": mean, "std": std, "y": batch.yt}.items():
-            if values is not None:
-                rows = values.detach().float().cpu().numpy()[mask]
-                columns |= {f"{name}{i}": column for i, column in enumerate(rows.T)}
-        return pa.table(columns)

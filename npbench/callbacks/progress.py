@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's progress bar: steps of the whole run, the loss and the log-likelihood."""
+    """Rich's progress bar: steps of the whole run, the loss and what is monitored."""
 
     def __init__(self) -> None:
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3f"))
@@ -16,7 +16,9 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        short = {"train/loss": "loss", "val/log_likelihood": "val log-lik."}
+        short = {
+            "train/loss": "loss", "val/log_likelihood": "val log-lik.", "val/nll": "val NLL",
+        }  # fmt: skip
         named = {short.get(name, name): value for name, value in metrics.items()}
         if trainer.training and trainer.max_steps > 0:
             return {"step": f"{trainer.global_step}/{trainer.max_steps}", **named}

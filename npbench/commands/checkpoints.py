@@ -2,11 +2,15 @@
 
 from argparse import ArgumentError
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from torch import nn
 
 from npbench.commands.arguments import given
 from npbench.models.base import NeuralProcess
-from npbench.training import MetaRegression
+from npbench.training import EventPrediction, MetaRegression
+from npbench.training.base import TrainingModule
 
 
 def find(path: Path) -> Path:
@@ -26,16 +30,30 @@ def load(checkpoint: Path) -> NeuralProcess:
     """The model of a checkpoint, on the CPU; the file is read without running code.
 
     Raises:
-        ValueError: if it is none, or of no model that npbench knows.
+        ValueError: if it is none, or of no model of regression that npbench knows.
     """
     try:
-        return MetaRegression.load_from_checkpoint(
-            checkpoint, map_location="cpu", weights_only=True
-        ).model
+        return _model(checkpoint, MetaRegression)
     except (ValueError, ArgumentError) as error:
+        if name := _event_model(checkpoint):
+            raise ValueError(
+                f"{checkpoint} holds a {name}, which predicts events; this command takes models of "
+                f"regression"
+            ) from error
         raise ValueError(f"{checkpoint} cannot be loaded: {error}") from error
     except Exception as error:  # torch fails in many ways on a file of another kind
         raise ValueError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+
+
+def _model(checkpoint: Path, kind: type[TrainingModule]) -> nn.Module:
+    return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).model
+
+
+def _event_model(checkpoint: Path) -> str | None:
+    """The name of the model, if it is one of events."""
+    with suppress(ValueError, ArgumentError):
+        return type(_model(checkpoint, EventPrediction)).__name__
+    return None
 
 
 def of_state(notes: Mapping[str, str], named: Path | None) -> Path:

@@ -125,7 +125,7 @@ def compare(
         are known, and each model's log-likelihood.
 
     Raises:
-        ValueError: if there is no such part, or no choice of one.
+        ValueError: if there is no such part, or no choice of one; or on other data than tasks.
     """
     data.prepare_data()
     data.setup("test")
@@ -256,6 +256,11 @@ def _facts(batches: Iterable[Task]) -> dict[str, list[float]]:
     """What is known of each task without a model."""
     facts: dict[str, list[float]] = defaultdict(list)
     for task in batches:
+        if not isinstance(task, Task):
+            raise ValueError(
+                f"the data module gives {type(task).__name__}; npbench compare takes models and "
+                f"tasks of regression"
+            )
         mask = task.context_mask
         counts = [task.xc.shape[1]] * task.batch_size if mask is None else mask.sum(-1).tolist()
         facts["num_context"] += counts

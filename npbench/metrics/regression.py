@@ -1,4 +1,4 @@
-"""Metrics over many batches and devices: sums that add up across both."""
+"""Metrics of predictions at targets."""
 
 from statistics import NormalDist
 from typing import Any

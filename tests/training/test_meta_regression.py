@@ -76,6 +76,15 @@ def test_results_do_not_depend_on_the_evaluation_batch_size(tmp_path: Path) -> N
         assert other[0] == pytest.approx(results[0][0], rel=1e-5)
 
 
+def test_a_module_may_be_validated_before_and_after_it_is_trained(tmp_path: Path) -> None:
+    module, data = MetaRegression(small_model()), small_data()
+    run = trainer(tmp_path, max_steps=2, enable_checkpointing=False)
+    (before,) = run.validate(module, data, verbose=False)
+    run.fit(module, data)
+    (after,) = run.validate(module, data, verbose=False)
+    assert before["val/log_likelihood"] != after["val/log_likelihood"]
+
+
 def test_padding_with_masks_trains_the_same(tmp_path: Path) -> None:
     losses = []
     for pad in (False, True):

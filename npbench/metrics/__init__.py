@@ -1,0 +1,15 @@
+"""Metrics over many batches and devices: sums that add up across both."""
+
+from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
+from npbench.metrics.regression import Coverage, RegressionMetrics, StandardError, TaskMean
+
+__all__ = [
+    "Coverage",
+    "EventMetrics",
+    "KolmogorovSmirnov",
+    "MedianAbsoluteError",
+    "PerEvent",
+    "RegressionMetrics",
+    "StandardError",
+    "TaskMean",
+]

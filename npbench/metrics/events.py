@@ -1,0 +1,166 @@
+"""Metrics of predictions of the next event."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError, Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from npbench.events import EventSequences
+from npbench.models.events import EventEvaluation
+
+
+class PerEvent(Metric):
+    """A sum over all that was predicted, divided by the number of predicted events.
+
+    Example:
+        >>> metric = PerEvent()
+        >>> metric.update(torch.tensor([1.0, 2.0]), num_events=2)
+        >>> metric.update(torch.tensor([6.0]), num_events=1)
+        >>> metric.compute()
+        tensor(3., dtype=torch.float64)
+    """
+
+    full_state_update = False
+    total: Tensor
+    num_events: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_events", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor, num_events: int) -> None:
+        self.total += values.double().sum()
+        self.num_events += num_events
+
+    def compute(self) -> Tensor:
+        return self.total / self.num_events
+
+
+class MedianAbsoluteError(Metric):
+    """The median of |prediction − truth|; of an even number, the mean of the two in the middle.
+
+    Keeps every error: four bytes an event.
+
+    Example:
+        >>> metric = MedianAbsoluteError()
+        >>> metric.update(torch.tensor([1.0, 2.0, 9.0]), torch.zeros(3))
+        >>> metric.compute()
+        tensor(2.)
+    """
+
+    full_state_update = False
+    errors: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("errors", [], dist_reduce_fx="cat")
+
+    def update(self, prediction: Float[Tensor, "events"], truth: Float[Tensor, "events"]) -> None:
+        self.errors.append((prediction.double() - truth).abs().float())
+
+    def compute(self) -> Tensor:
+        # A list until those of all processes have been gathered.
+        errors = dim_zero_cat(self.errors) if len(self.errors) else torch.tensor(torch.nan)
+        # Torch's median is the lower of two.
+        return (errors.median() - errors.neg().median()) / 2
+
+
+class KolmogorovSmirnov(Metric):
+    r"""The Kolmogorov–Smirnov distance of values in [0, 1] from the uniform distribution.
+
+    $$D = \sup_u |F_n(u) - u|$$
+
+    with $F_n$ the empirical distribution function. By the time-rescaling theorem values
+    $u = F(\tau)$ of a right model are uniform; D of n such values is about $0.87 / \sqrt n$. Taken
+    at the edges of bins of equal width, it is too small by one such width at most.
+
+    Args:
+        num_bins: how many.
+
+    Example:
+        >>> metric = KolmogorovSmirnov()
+        >>> metric.update(torch.tensor([0.5, 0.5, 0.5, 0.5]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_bins: int = 10_000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_bins < 1:
+            raise ValueError(f"num_bins={num_bins} must be 1 or more")
+        self.num_bins = num_bins
+        self.add_state("counts", torch.zeros(num_bins, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, u: Float[Tensor, "values"]) -> None:
+        bins = (u.double() * self.num_bins).long().clamp(0, self.num_bins - 1)
+        self.counts += torch.bincount(bins, minlength=self.num_bins)
+
+    def compute(self) -> Tensor:
+        below = self.counts.cumsum(dim=0).double() / self.counts.sum()
+        edges = torch.arange(1, self.num_bins + 1, device=below.device) / self.num_bins
+        return (below - edges).abs().max()
+
+
+class EventMetrics(nn.Module):
+    """All that is measured of a model on event sequences, by name.
+
+    Per predicted event, padding left out:
+
+    - `nll`, the negative log-likelihood in nats, of times in the data's own unit: the sum of
+      `nll_time`, of `nll_mark`, and, where it is known until when sequences were observed, of
+      `nll_survival`, of no event from the last until then;
+    - `rmse` of the mean of τ, which is infinite if one of the means is: a mixture may have a
+      component so wide that its mean exceeds all numbers;
+    - `rmse_median` and `median_absolute_error` of the median of τ;
+    - `accuracy` of the most probable mark;
+    - `ks`, the Kolmogorov–Smirnov distance of F(τ) from uniform: how far the times are from
+      calibrated;
+    - `gap`, where the sequences know their exact log-likelihood: how many nats an event, its time
+      and its mark, the model loses against the process that made them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("nll", "nll_time", "nll_mark", "nll_survival", "accuracy", "gap")
+        self.per_event = nn.ModuleDict({name: PerEvent() for name in names})
+        # In float64, as the square of a mean may exceed what float32 holds.
+        self.rmse, self.rmse_median = (
+            MeanSquaredError(squared=False).set_dtype(torch.float64) for _ in range(2)
+        )
+        self.median_absolute_error = MedianAbsoluteError()
+        self.ks = KolmogorovSmirnov()
+
+    def update(self, sequences: EventSequences, evaluation: EventEvaluation) -> dict[str, Metric]:
+        """Add a batch; returns the metrics that apply to it.
+
+        Args:
+            sequences: of which all events but the first were predicted.
+            evaluation: what the model says of them.
+        """
+        predicted = sequences.predicted
+        dist = evaluation.dist[predicted]
+        tau, marks = sequences.intervals[predicted].double(), sequences.marks[:, 1:][predicted]
+        nll = {"nll_time": -evaluation.log_prob_time, "nll_mark": -evaluation.log_prob_mark}
+        if sequences.end is not None:
+            nll["nll_survival"] = -evaluation.log_survival
+        values = {"nll": torch.cat([part.flatten() for part in nll.values()]), **nll}
+        values["accuracy"] = dist.mark_logits.argmax(dim=-1) == marks
+        if sequences.exact is not None:
+            values["gap"] = (sequences.exact - evaluation.log_prob)[predicted]
+        for name, value in values.items():
+            self.per_event[name].update(value, len(tau))
+        median = dist.median.double()
+        self.rmse.update(dist.mean.double(), tau)
+        self.rmse_median.update(median, tau)
+        self.median_absolute_error.update(median, tau)
+        self.ks.update(dist.cdf(tau))
+        by_name = {name: self.per_event[name] for name in values}
+        others = ("rmse", "rmse_median", "median_absolute_error", "ks")
+        return by_name | {name: getattr(self, name) for name in others}

@@ -1,0 +1,219 @@
+"""What the training of all models has in common."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import pyarrow as pa
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torchmetrics import Metric
+
+from npbench.structure import TensorRecord
+
+# Differing weights that a message names.
+_NAMED_WEIGHTS = 3
+
+
+class TrainingModule(L.LightningModule, ABC):
+    """Optimiser, schedule, metrics and checkpoints of a model's training.
+
+    A subclass says what a training step is, how its metrics take in a batch, and what a row of its
+    predictions holds. Its `__init__` takes the model by the type that it trains.
+
+    Args:
+        model: what is trained, with its arguments as `hparams`.
+        optimizer: from parameters to an optimiser.
+        lr_scheduler: from an optimiser to a scheduler, stepped at every training step
+            (`ReduceLROnPlateau`, Lightning's, after each validation); None: as `decay` says.
+        decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
+        warmup_steps: steps over which the learning rate rises linearly before either.
+    """
+
+    monitor: ClassVar[str]
+    """The value by which the best checkpoint is chosen, unless one says otherwise."""
+
+    monitor_mode: ClassVar[Literal["min", "max"]]
+    """Whether less of it is better, or more."""
+
+    metrics: ClassVar[type[nn.Module]]
+    """All that is measured in a stage."""
+
+    batch: ClassVar[type[TensorRecord]]
+    """What the data module must give."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        decay: Literal["cosine", "linear"],
+        warmup_steps: int,
+    ) -> None:
+        super().__init__()
+        if decay not in ("cosine", "linear"):
+            raise ValueError(f'decay={decay!r} must be "cosine" or "linear"')
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.decay = decay
+        self.warmup_steps = warmup_steps
+        self._save_hyperparameters()
+        self.train_metrics, self.val_metrics, self.test_metrics = (self.metrics() for _ in range(3))
+        self.named_test_metrics = nn.ModuleDict()
+
+    @abstractmethod
+    def _measured(self, batch: Any, metrics: nn.Module) -> dict[str, Metric]:
+        """Add a batch to the metrics; those that apply to it, by name."""
+
+    @abstractmethod
+    def prediction_table(self, batch: Any, prediction: Any) -> pa.Table:
+        """What `predict_step` gave, row by row; the first column numbers the batch from 0."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._check(batch)
+
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._check(batch)
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check(batch)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._check(batch)
+
+    def on_validation_start(self) -> None:
+        _reset(self.val_metrics)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("val", batch, self.val_metrics)
+
+    def on_test_start(self) -> None:
+        _reset(self.test_metrics)
+        loaders = self.trainer.test_dataloaders
+        names = loaders if isinstance(loaders, dict) else ()
+        metrics = {name: self.metrics() for name in names}
+        self.named_test_metrics = nn.ModuleDict(metrics).to(self.device)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if self.named_test_metrics:
+            name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
+            self._measure("test", batch, metrics, f"/{name}")
+        else:
+            self._measure("test", batch, self.test_metrics)
+
+    def _check(self, batch: Any) -> None:
+        if not isinstance(batch, self.batch):
+            raise ValueError(
+                f"{type(self).__name__} takes batches of {self.batch.__name__}, and the data gives "
+                f"{type(batch).__name__}; take a data module for it, or another module"
+            )
+
+    def _measure(self, stage: str, batch: Any, metrics: nn.Module, of: str = "") -> None:
+        for name, metric in self._measured(batch, metrics).items():
+            shown = self.monitor.endswith(f"/{name}") and stage != "train"
+            self.log(
+                f"{stage}/{name}{of}",
+                metric,
+                prog_bar=shown,
+                on_step=False,
+                on_epoch=True,
+                batch_size=batch.batch_size,
+                add_dataloader_idx=False,
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.model.parameters())
+        scheduler = (self.lr_scheduler or self._decay_over_the_run)(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if not isinstance(scheduler, ReduceLROnPlateau):
+                raise ValueError(
+                    "take lightning.pytorch.cli.ReduceLROnPlateau, which is told what to monitor"
+                )
+            if self.warmup_steps:
+                raise ValueError("ReduceLROnPlateau takes no warmup_steps; set warmup_steps to 0")
+            schedule = {"scheduler": scheduler, "monitor": scheduler.monitor}
+        else:
+            schedule = {"scheduler": self._with_warmup(scheduler), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _decay_over_the_run(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        steps = max(1, self.trainer.estimated_stepping_batches - self.warmup_steps)
+        if self.decay == "cosine":
+            return CosineAnnealingLR(optimizer, T_max=steps)
+        return LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+
+    def _with_warmup(self, scheduler: LRScheduler) -> LRScheduler:
+        if not self.warmup_steps:
+            return scheduler
+        warmup = LinearLR(
+            scheduler.optimizer, start_factor=1 / self.warmup_steps, total_iters=self.warmup_steps
+        )
+        return SequentialLR(scheduler.optimizer, [warmup, scheduler], [self.warmup_steps])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            ValueError: if its parameters are not this model's; says how the two differ.
+        """
+        mine, theirs = (
+            {name: list(value.shape) for name, value in state.items()}
+            for state in (self.state_dict(), checkpoint["state_dict"])
+        )
+        if mine == theirs:
+            return
+        here = self.hparams["model"]
+        there = checkpoint.get("hyper_parameters", {}).get("model", {})
+        if here["class_path"] != there.get("class_path"):
+            difference = f"it holds {there.get('class_path')}, this is {here['class_path']}"
+        else:
+            difference = ", ".join(
+                f"{name} is {there['init_args'].get(name)} there and {value} here"
+                for name, value in here["init_args"].items()
+                if there["init_args"].get(name) != value
+            )
+        raise ValueError(
+            f"the checkpoint is of another model: {difference or _differing(mine, theirs)}"
+        )
+
+    def _save_hyperparameters(self) -> None:
+        """Keep all that `load_from_checkpoint` needs.
+
+        Under the command line Lightning keeps the parsed configuration itself. In Python the model
+        is described by its class and arguments; the optimiser and scheduler, arbitrary functions
+        then, are not kept.
+        """
+        self.save_hyperparameters(ignore=["model"])
+        if "_instantiator" not in self.hparams:
+            del self.hparams["optimizer"], self.hparams["lr_scheduler"]
+            self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        cls = type(self.model)
+        self.hparams["model"] = {
+            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            "init_args": self.model.hparams,
+        }
+
+
+def _reset(metrics: nn.Module) -> None:
+    """Begin anew: after `Trainer.validate` they hold tensors that `Trainer.fit` cannot add to."""
+    for metric in metrics.modules():
+        if isinstance(metric, Metric):
+            metric.reset()
+
+
+def _differing(mine: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
+    """The first weights whose shapes differ, or that only one of two models has."""
+    names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+    differences = [
+        f"{name} is {theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
+        for name in names[:_NAMED_WEIGHTS]
+    ]
+    rest = len(names) - len(differences)
+    return ", ".join(differences) + (f", and {rest} more weights differ" if rest else "")

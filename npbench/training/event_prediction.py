@@ -1,0 +1,170 @@
+"""Training of any event model on event sequences."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torchmetrics import Metric
+
+from npbench.events import EventSequences
+from npbench.likelihoods import NextEvent
+from npbench.metrics import EventMetrics
+from npbench.models.events import EventModel
+from npbench.training.base import TrainingModule
+
+
+class EventForecast(NamedTuple):
+    """What was said after each event of the next, and how likely the next was if it is there."""
+
+    mean: Float[Tensor, "batch events"]
+    """Of τ, as is the median."""
+    median: Float[Tensor, "batch events"]
+    mark: Int[Tensor, "batch events"]
+    """The most probable one."""
+    mark_probability: Float[Tensor, "batch intervals"]
+    """Of the true mark."""
+    log_likelihood: Float[Tensor, "batch intervals"]
+    """Of the true time and mark."""
+
+
+class EventPrediction(TrainingModule):
+    """Train and evaluate an `EventModel` on batches of `EventSequences`.
+
+    Minimises the negative log-likelihood per event, logged as `train/loss`. Logs all of
+    `EventMetrics` for `val` and `test`: `val/nll`, by which the best checkpoint is chosen,
+    `val/rmse`, …. Where the data module has several test loaders, a dictionary by name, `test` has
+    each for itself: `test/nll/NAME`.
+
+    Training from scratch begins with the units of the training data: the data module's
+    `interval_statistics`, with `mean`, `log_mean` and `log_std` of the training intervals, go to
+    `EventModel.set_time_scale`. A model that has units already keeps them: of a checkpoint that is
+    resumed or tested, of one that is loaded and trained on other data, and those set by hand. Its
+    weights mean something in these units only. Without a data module the units are the model's.
+
+    Args:
+        model: with as many marks as the data.
+        optimizer: from parameters to an optimiser; Adam by default.
+        lr_scheduler: from an optimiser to a scheduler, stepped at every training step
+            (`ReduceLROnPlateau`, Lightning's, after each validation); by default as `decay` says.
+        decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
+        warmup_steps: steps over which the learning rate rises linearly before either.
+
+    Raises:
+        ValueError: when a run starts, if the data module's `num_marks` is another.
+
+    Example:
+        >>> import lightning as L
+        >>> from npbench.models import THP
+        >>> module = EventPrediction(THP(num_marks=22))
+        >>> trainer = L.Trainer(max_epochs=20)
+        >>> trainer.fit(module, datamodule=EventSequenceDataModule(path))  # doctest: +SKIP
+    """
+
+    monitor: ClassVar[str] = "val/nll"
+    monitor_mode: ClassVar[Literal["min", "max"]] = "min"
+    metrics: ClassVar[type[EventMetrics]] = EventMetrics
+    batch: ClassVar[type[EventSequences]] = EventSequences
+
+    def __init__(
+        self,
+        model: EventModel,
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=1e-3),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        decay: Literal["cosine", "linear"] = "cosine",
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps)
+
+    def forward(self, sequences: EventSequences) -> NextEvent:
+        return self.model(sequences)
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit" or self._has_units():
+            return
+        # A checkpoint is restored after this, and brings its own units.
+        statistics = getattr(self.trainer.datamodule, "interval_statistics", None)
+        if statistics is not None:
+            self.model.set_time_scale(statistics.mean, statistics.log_mean, statistics.log_std)
+
+    def on_fit_start(self) -> None:
+        self._check_marks()
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._check_marks()
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._check_marks()
+
+    def on_predict_start(self) -> None:
+        self._check_marks()
+
+    def training_step(self, sequences: EventSequences, batch_idx: int) -> Tensor:
+        loss = self.model.loss(sequences)
+        self.log("train/loss", loss, prog_bar=True, batch_size=sequences.batch_size)
+        return loss
+
+    def predict_step(self, sequences: EventSequences, batch_idx: int) -> EventForecast:
+        after, padding = self.model(sequences), ~sequences.predicted
+        ahead = after[:, :-1]
+        log_mark = ahead.log_prob_mark(sequences.marks[:, 1:].masked_fill(padding, 0))
+        return EventForecast(
+            mean=after.mean,
+            median=after.median,
+            mark=after.mark_logits.argmax(dim=-1),
+            mark_probability=log_mark.exp(),
+            log_likelihood=ahead.log_prob_time(sequences.intervals) + log_mark,
+        )
+
+    def prediction_table(self, sequences: EventSequences, prediction: EventForecast) -> pa.Table:
+        """One row for each predicted event, and one for what comes after the last of a sequence.
+
+        Of `sequence` and `event` (its place in the sequence, from 1, as the first of all is not
+        predicted), its `time`, the `interval` τ since the event ahead with its predicted
+        `interval_mean` and `interval_median`, its `mark` with the most probable one,
+        `mark_predicted`, the true mark's `mark_probability`, and the `log_likelihood` of interval
+        and mark. Of what comes after the last, nothing but the prediction is there.
+        """
+        real = sequences.full_mask
+        unknown = ~F.pad(sequences.predicted, (0, 1))[real].cpu().numpy()
+        sequence, place = real.nonzero().T
+
+        def column(values: Tensor) -> pa.Array:
+            whole = values.shape == real.shape
+            rows = (values if whole else F.pad(values, (0, 1)))[real]
+            return pa.array(rows.detach().cpu().numpy(), mask=None if whole else unknown)
+
+        columns = {
+            "sequence": sequence.cpu().numpy(),
+            "event": (place + 1).cpu().numpy(),
+            "time": column(sequences.times[:, 1:]),
+            "interval": column(sequences.intervals),
+            "interval_mean": column(prediction.mean),
+            "interval_median": column(prediction.median),
+            "mark": column(sequences.marks[:, 1:]),
+            "mark_predicted": column(prediction.mark),
+            "mark_probability": column(prediction.mark_probability),
+            "log_likelihood": column(prediction.log_likelihood),
+        }
+        return pa.table(columns)
+
+    def _measured(self, sequences: EventSequences, metrics: EventMetrics) -> dict[str, Metric]:
+        return metrics.update(sequences, self.model.evaluate(sequences))
+
+    def _check_marks(self) -> None:
+        """Once a checkpoint is restored, which tells the data module its vocabulary of marks."""
+        theirs = getattr(self.trainer.datamodule, "num_marks", self.model.num_marks)
+        if theirs != self.model.num_marks:
+            raise ValueError(
+                f"the data has {theirs} marks, the model num_marks={self.model.num_marks}; set the "
+                f"model's num_marks to {theirs}"
+            )
+
+    def _has_units(self) -> bool:
+        model = self.model
+        return (model.time_scale, model.log_mean, model.log_std) != (1.0, 0.0, 1.0)
