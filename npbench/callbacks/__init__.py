@@ -1,6 +1,7 @@
 """Callbacks: they read and record, and never change training."""
 
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from npbench.callbacks.events import EventFigures
 from npbench.callbacks.figures import PosteriorFigures
 from npbench.callbacks.images import ImageFigures
 from npbench.callbacks.memory import PeakMemoryProfiler
@@ -9,6 +10,7 @@ from npbench.callbacks.progress import ProgressBar
 
 __all__ = [
     "BestCheckpoint",
+    "EventFigures",
     "ImageFigures",
     "LastCheckpoint",
     "PeakMemoryProfiler",

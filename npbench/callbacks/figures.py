@@ -8,11 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
 from npbench.models.base import Evaluation, NeuralProcess
 from npbench.task import Task
-
-_MODELS, _EXACT = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
 
 class PosteriorFigures(FigureCallback):
@@ -53,13 +51,13 @@ def draw(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
     figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)
     axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey="row")
     for row, task in zip(axes, tasks):
-        for axis, model, color in zip(row, models, cycle(_MODELS)):
+        for axis, model, color in zip(row, models, cycle(MODEL_COLORS)):
             evaluation = _evaluate(model, task)
             title = _title(type(model).__name__, evaluation.log_likelihood)
             _panel(axis, task, evaluation.mean, evaluation.std, color, title)
         if task.exact is not None:
             title = _title("Exact", task.exact.log_likelihood)
-            _panel(row[-1], task, task.exact.mean, task.exact.std, _EXACT, title)
+            _panel(row[-1], task, task.exact.mean, task.exact.std, EXACT_COLOR, title)
     axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
     for axis in axes[-1]:
         axis.set_xlabel("x")

@@ -19,8 +19,8 @@ class PeakMemoryProfiler(L.Callback):
     of memory is a row without numbers. Training goes on as if nothing had been measured.
 
     Args:
-        context_sizes: numbers of context points.
-        num_targets: number of targets, in query and train.
+        context_sizes: numbers of context points, or of events.
+        num_targets: number of targets, in query and train; an event model has none.
         phases: of condition, query, update and train.
         every_n_epochs: how often to measure.
 

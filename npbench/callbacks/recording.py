@@ -10,8 +10,11 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from torch import nn
 
-from npbench.models.base import NeuralProcess, evaluating
+from npbench.models.base import evaluating
+
+MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
 
 class FigureCallback(L.Callback, ABC):
@@ -30,7 +33,7 @@ class FigureCallback(L.Callback, ABC):
         self._validations = 0
 
     @abstractmethod
-    def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
+    def figure(self, trainer: L.Trainer, model: nn.Module) -> Figure:
         """What to record; leaves the model and torch's random state as they were."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,14 +64,14 @@ class FigureCallback(L.Callback, ABC):
         method = getattr(trainer.datamodule, name, None)
         if method is None:
             raise ValueError(
-                f"{type(self).__name__} needs a data module with {name}(index, …); "
+                f"{type(self).__name__} needs a data module with {name}; "
                 f"{type(trainer.datamodule).__name__} has none"
             )
         return method
 
 
 @contextmanager
-def undisturbed(model: NeuralProcess, device: torch.device) -> Iterator[None]:
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation without gradients, after which modes and torch's random state are as before."""
     devices = [device] if device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(devices):

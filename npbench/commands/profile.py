@@ -13,7 +13,7 @@ from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.profiling import PHASES, draw, profile
-from npbench.training import MetaRegression
+from npbench.training.base import TrainingModule
 
 _DESCRIPTION = """\
 Measure what conditioning, querying, updating and a training step take as the context grows.
@@ -21,14 +21,15 @@ Measure what conditioning, querying, updating and a training step take as the co
   npbench profile --config configs/gp/cmanp.yaml --context-sizes 1e3,1e4,1e5
   npbench profile --config configs/gp/cmanp.yaml configs/gp/lbanp.yaml configs/gp/tnpd.yaml
 
-The models are those of the configurations, untrained; fields of all can be set by --model.FIELD, as
-in --model.model.context_chunk_size 1000, for training steps of constant memory."""
+The context of an event model is its history, and the query is for the next event. The models are
+those of the configurations, untrained; fields of all can be set by --model.FIELD, as in
+--model.model.context_chunk_size 1000, for training steps of constant memory."""
 
 
 def run(args: Sequence[str]) -> None:
     options, fields = _parser().parse_with_fields(args, "model")
     modules = {
-        path.stem: instantiate(path, "model", MetaRegression, fields) for path in options.config
+        path.stem: instantiate(path, "model", TrainingModule, fields) for path in options.config
     }
     profiles = {}
     with progress_bar() as progress:
@@ -53,9 +54,12 @@ def _parser() -> CommandParser:
     parser.add_argument("--config", type=Path, nargs="+", required=True)
     parser.add_argument(
         "--context-sizes", type=_sizes, default=[1000, 10_000, 100_000], metavar="N,N,…",
-        help="numbers of context points (default: 1e3,1e4,1e5)",
+        help="numbers of context points, or of events (default: 1e3,1e4,1e5)",
     )  # fmt: skip
-    parser.add_argument("--num-targets", type=size, default=1000, metavar="M", help="default: 1000")
+    parser.add_argument(
+        "--num-targets", type=size, default=1000, metavar="M",
+        help="in query and train; event models have none (default: 1000)",
+    )  # fmt: skip
     parser.add_argument(
         "--phases", type=lambda text: text.split(","), default=list(PHASES), metavar="PHASE,…",
         help=f"of {','.join(PHASES)} (default: all)",
@@ -104,4 +108,6 @@ def _cells(row: dict[str, float] | None) -> tuple[str, str]:
     if pd.isna(seconds):
         return "OOM", "OOM"
     time = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-    return f"{row['peak_bytes'] / 2**20:,.1f} MiB", time
+    kibibytes = row["peak_bytes"] / 2**10
+    small = kibibytes < 100
+    return f"{kibibytes:.1f} KiB" if small else f"{kibibytes / 2**10:,.1f} MiB", time

@@ -108,7 +108,7 @@ class NextEvent(TensorRecord):
                 middle = (low + high) / 2
                 below = self.cdf(middle.exp()) < level
                 low, high = middle.where(below, low), high.where(below, middle)
-            return ((low + high) / 2).exp()
+            return ((low + high) / 2).exp().clamp(min=self.floor)
 
     @property
     def median(self) -> Float[Tensor, "*batch"]:
@@ -180,12 +180,14 @@ class NextEventHead(nn.Module):
         log_mean: Float[Tensor, ""],
         log_std: Float[Tensor, ""],
     ) -> NextEvent:
-        logits, mean, raw = self.time(history).chunk(3, dim=-1)
+        # Under autocast too: bfloat16 would tell few values of log τ apart.
+        time, mark = (mlp(history).to(log_mean.dtype) for mlp in (self.time, self.mark))
+        logits, mean, raw = time.chunk(3, dim=-1)
         std = (_MOST_LOG_STD * (raw / _MOST_LOG_STD).tanh()).exp()
         return NextEvent(
             logits.log_softmax(dim=-1),
             log_mean + log_std * mean,
             log_std * std,
-            self.mark(history),
+            mark,
             self.floor,
         )

@@ -7,10 +7,9 @@ import torch
 from helpers import small_cmanp
 
 from datamodules import GPDataModule
-from npbench import profiling
 from npbench.callbacks import PeakMemoryProfiler
 from npbench.models import NP, NeuralProcess
-from npbench.profiling import LiveTensors, Measurement, profile
+from npbench.profiling import LiveTensors, Measurement, phases, profile
 from npbench.training import MetaRegression
 
 
@@ -98,7 +97,7 @@ def test_running_out_of_memory_is_a_row_and_the_rest_goes_on(
 def test_a_size_that_would_take_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = {"condition": 1.0, "update": 0.001}
     monkeypatch.setattr(
-        profiling, "_measure_phase", lambda _, phase, *rest: Measurement(1, slow[phase])
+        phases, "_measure_phase", lambda _, phase, *rest: Measurement(1, slow[phase])
     )
     rows = profile(small_cmanp(), [10, 20, 40, 80], phases=["condition", "update"], time_limit=5.0)
     measured = [(row["num_context"], row["phase"]) for row in rows]

@@ -39,6 +39,24 @@ def test_fields_of_the_models_can_be_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_a_user")
+def test_it_measures_the_models_of_events(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Their context is the history."""
+    config = ROOT / "configs/events/hawkes/thp.yaml"
+    sizes = ["--context-sizes", "10,100", "--device", "cpu", "--out", str(tmp_path)]
+    main(["profile", "--config", str(config), *sizes, "--model.model.dim_model", "8"])
+    table = pd.read_csv(tmp_path / "profile.csv")
+    assert table["num_context"].tolist() == [10] * 4 + [100] * 4
+    assert (table["peak_bytes"] > 0).all()
+    update = table[table["phase"] == "update"]["peak_bytes"]
+    assert update.diff().iloc[-1] == 90 * (8 + 8 + 1)  # a time, a mark and a mask of each event
+    *printed, _ = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 80
+    (row,) = (line for line in printed if "100" in line and "iB" in line)
+    assert "1.7 KiB" in row  # of the update
+    assert row.rstrip().endswith("MiB")  # of training
+
+
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [

@@ -1,0 +1,230 @@
+"""Figures of what an event model predicts, beside what came."""
+
+from collections.abc import Callable
+
+import lightning as L
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.events import EventSequences
+from npbench.likelihoods import NextEvent
+from npbench.metrics import KolmogorovSmirnov
+from npbench.models import EventModel
+
+Compensator = Callable[[EventSequences], Tensor]
+
+_MOST_SEQUENCES = 2
+# Intervals of a sequence, and cells of each, along which the intensity is drawn.
+_MOST_INTERVALS, _CELLS = 30, 40
+_MOST_POINTS = 250
+# Of the Kolmogorov–Smirnov distance of n draws that are uniform, times √n, in 95 of 100 cases.
+_KS_95 = 1.358
+_MODEL = MODEL_COLORS[0]
+
+
+class EventFigures(FigureCallback):
+    """After validation, draws the model's intensity, its intervals and their calibration.
+
+    See `draw`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data module
+    says what to draw: `figure_sequences()`, an `EventSequences`; if it has a `process` whose
+    `compensator` is known, that process's intensity is drawn too.
+
+    Args:
+        every_n_validations: how often to draw.
+    """
+
+    def __init__(self, every_n_validations: int = 1) -> None:
+        if every_n_validations < 1:
+            raise ValueError(f"every_n_validations={every_n_validations} must be 1 or more")
+        super().__init__("events", every_n_validations)
+
+    def figure(self, trainer: L.Trainer, model: EventModel) -> Figure:
+        sequences = self._from_data_module(trainer, "figure_sequences")()
+        process = getattr(trainer.datamodule, "process", None)
+        device = next(model.parameters()).device
+        return draw(model, sequences.to(device), getattr(process, "compensator", None))
+
+
+def draw(
+    model: EventModel, sequences: EventSequences, compensator: Compensator | None = None
+) -> Figure:
+    r"""What a model predicts of sequences, in three ways.
+
+    - On the left, along the longest two sequences: the intensity of all marks together,
+      $\lambda(t) = p(\tau) / P(\text{later than } \tau)$, with the events; and below, as grey, the
+      predicted probability of each mark, with the mark that came at the end of each interval.
+    - On the right, above: the median and the central half of each predicted interval against the
+      true one.
+    - Below: quantiles of $u = F(\tau)$, uniform if the model is right, with their
+      Kolmogorov–Smirnov distance, and the band in which 95 of 100 right models stay.
+
+    Leaves the model and torch's random state as they were.
+
+    Args:
+        model: of the sequences' marks, and on their device.
+        sequences: of which some events are predicted.
+        compensator: of the process that made the sequences, if it is known: from sequences to the
+            integral of the intensity over each of their intervals.
+
+    Raises:
+        ValueError: if there is no event to predict.
+
+    Example:
+        >>> from npbench.models import THP
+        >>> sequences = EventSequences(torch.rand(4, 9).cumsum(-1), torch.randint(3, (4, 9)))
+        >>> figure = draw(THP(num_marks=3), sequences)
+        >>> figure.savefig("events.png")  # doctest: +SKIP
+    """
+    with undisturbed(model, sequences.times.device):
+        # In float64, for differences of small numbers.
+        dist = model.evaluate(sequences).dist.to("cpu").map(Tensor.double)
+    sequences = sequences.to("cpu")
+    if not sequences.num_predicted:
+        raise ValueError("the sequences have no event to predict: each needs two at least")
+    lengths = sequences.predicted.sum(dim=-1)
+    rows = [row for row in lengths.argsort(descending=True)[:_MOST_SEQUENCES] if lengths[row]]
+    tau, predicted = sequences.intervals.double(), sequences.predicted
+    u = dist.cdf(tau)[predicted].clamp(max=1.0)
+
+    figure = Figure(figsize=(13, 6.4), layout="constrained", dpi=110)
+    left, right = figure.subfigures(1, 2, width_ratios=(2.3, 1))
+    panels = 1 if model.num_marks == 1 else 2
+    heights = (2.0, 1.0)[:panels] * len(rows)
+    axes = left.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for top, row in zip(axes[::panels], rows):
+        _intensity_panel(top, dist, sequences, int(row), model.num_marks, compensator)
+    for bottom, row in zip(axes[1::panels] if panels == 2 else [], rows):
+        _marks_panel(bottom, dist, sequences, int(row), model.num_marks)
+    axes[0].set_title(f"{type(model).__name__}: intensity and events", fontsize=9)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, frameon=False, ncols=2)
+    axes[-1].set_xlabel("time", fontsize=8)
+    above, below = right.subplots(2)
+    _intervals_panel(above, dist[predicted], tau[predicted], u)
+    _calibration_panel(below, u)
+    for axis in figure.axes:
+        axis.tick_params(which="both", labelsize=8)
+        for line in (axis.xaxis, axis.yaxis):
+            line.get_offset_text().set_fontsize(8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _stretch(sequences: EventSequences, row: int) -> slice:
+    """The last intervals of a sequence, whose histories are the longest."""
+    stop = int(sequences.predicted[row].sum())
+    return slice(max(0, stop - _MOST_INTERVALS), stop)
+
+
+def _since_stretch(sequences: EventSequences, row: int, stretch: slice) -> np.ndarray:
+    """Times of the events around the intervals, from the first on."""
+    times = sequences.times[row, stretch.start : stretch.stop + 1].double()
+    return (times - times[0]).numpy()
+
+
+def _colors(num_marks: int, marks: Tensor) -> np.ndarray:
+    if num_marks <= 10:
+        return colormaps["tab10"](marks.numpy())
+    return colormaps["turbo"]((marks.numpy() + 0.5) / num_marks)
+
+
+def _intensity_panel(
+    axis: Axes,
+    dist: NextEvent,
+    sequences: EventSequences,
+    row: int,
+    num_marks: int,
+    compensator: Compensator | None,
+) -> None:
+    stretch = _stretch(sequences, row)
+    times = _since_stretch(sequences, row, stretch)
+    tau = torch.linspace(0, 1, _CELLS + 1) * sequences.intervals[row, stretch, None].double()
+    compensators = {"model": (-dist[row, stretch][:, None].log_survival(tau), _MODEL)}
+    if compensator is not None:
+        exact = _exact_compensator(compensator, sequences, row, stretch, tau)
+        compensators["exact"] = exact, EXACT_COLOR
+    centers = torch.from_numpy(times[:-1, None]) + (tau[:, 1:] + tau[:, :-1]) / 2
+    highest = 0.0
+    for name, (integral, color) in compensators.items():
+        # The mean over each cell; simultaneous events have no time between them.
+        intensity = (integral.diff(dim=-1) / tau.diff(dim=-1)).nan_to_num(posinf=0.0)
+        highest = max(highest, 1.15 * float(intensity.quantile(0.995)))
+        lines = torch.stack([centers, intensity], dim=-1).numpy()
+        axis.add_collection(LineCollection(lines, colors=color, lw=1.3, label=name))
+    colors = _colors(num_marks, sequences.marks[row, stretch.start : stretch.stop + 1])
+    axis.vlines(times, -0.1, 0, colors=colors, lw=1.6, transform=axis.get_xaxis_transform(),
+                clip_on=False)  # fmt: skip
+    axis.set_xlim(0, times[-1] or 1.0)
+    axis.set_ylim(0, highest or 1.0)
+    axis.tick_params("x", bottom=False, labelbottom=num_marks == 1, pad=14)
+    axis.set_ylabel("intensity", fontsize=8)
+
+
+def _exact_compensator(
+    compensator: Compensator, sequences: EventSequences, row: int, stretch: slice, tau: Tensor
+) -> Tensor:
+    """From each event of the stretch until τ behind it, as if the next came then."""
+    integrals = []
+    for place, until in zip(range(stretch.start, stretch.stop), tau):
+        history, marks = (z[row, : place + 1].repeat(len(until), 1)
+                          for z in (sequences.times, sequences.marks))  # fmt: skip
+        times = torch.cat([history.double(), history[:, -1:] + until[:, None]], dim=-1)
+        marks = torch.cat([marks, marks[:, -1:]], dim=-1)
+        integrals.append(compensator(EventSequences(times, marks))[:, -1])
+    return torch.stack(integrals)
+
+
+def _marks_panel(
+    axis: Axes, dist: NextEvent, sequences: EventSequences, row: int, num_marks: int
+) -> None:
+    stretch = _stretch(sequences, row)
+    times = _since_stretch(sequences, row, stretch)
+    marks = sequences.marks[row, stretch.start + 1 : stretch.stop + 1]
+    axis.pcolormesh(times, np.arange(num_marks + 1) - 0.5, dist[row, stretch].mark_probs.mT,
+                    cmap="Greys", vmin=0, vmax=1, rasterized=True)  # fmt: skip
+    axis.scatter(times[1:], marks, s=18, c=_colors(num_marks, marks), ec="white", lw=0.5, zorder=3,
+                 clip_on=False)  # fmt: skip
+    axis.set_xlim(0, times[-1] or 1.0)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axis.set_ylabel("mark", fontsize=8)
+
+
+def _intervals_panel(axis: Axes, dist: NextEvent, tau: Tensor, u: Tensor) -> None:
+    chosen = (tau > dist.floor).nonzero()[:, 0]
+    places = torch.linspace(0, max(0, len(chosen) - 1), min(len(chosen), _MOST_POINTS)).long()
+    chosen = chosen[places]
+    dist, tau = dist[chosen], tau[chosen]
+    low, median, high = (dist.quantile(level) for level in (0.25, 0.5, 0.75))
+    axis.vlines(tau, low, high, colors=_MODEL, alpha=0.25, lw=1)
+    axis.plot(tau, median, ".", color=_MODEL, ms=3.5)
+    axis.axline((1, 1), slope=1, color="black", lw=0.8, ls=":")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    share = ((u >= 0.25) & (u <= 0.75)).double().mean()
+    axis.set_title(f"{100 * share:.0f} % of events in the central 50 %", fontsize=9)
+    axis.set_xlabel("true interval", fontsize=8)
+    axis.set_ylabel("predicted interval", fontsize=8)
+
+
+def _calibration_panel(axis: Axes, u: Tensor) -> None:
+    levels = (torch.arange(len(u)) + 0.5) / len(u)
+    metric = KolmogorovSmirnov()
+    metric.update(u)
+    uniform, band = np.linspace(0, 1, 101), _KS_95 / len(u) ** 0.5
+    axis.fill_between(uniform, uniform - band, uniform + band, color="black", alpha=0.1, lw=0,
+                      label="95 %")  # fmt: skip
+    axis.plot(uniform, uniform, color="black", lw=0.8, ls=":")
+    axis.plot(levels, u.sort().values, color=_MODEL, lw=1.5)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    axis.set_aspect("equal")
+    axis.set_title(f"KS distance of {len(u):,} events: {metric.compute():.3f}", fontsize=9)
+    axis.set_xlabel("uniform quantile", fontsize=8)
+    axis.set_ylabel("quantile of u = F(τ)", fontsize=8)
+    axis.legend(loc="upper left", fontsize=7, frameon=False)

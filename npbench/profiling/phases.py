@@ -1,0 +1,183 @@
+"""Peak memory and time of the phases of a model, as its context grows."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from npbench.events import EventSequences
+from npbench.likelihoods import NextEvent
+from npbench.models import EventModel, EventState, NeuralProcess, State
+from npbench.models.base import Marginals, evaluating, in_mode
+from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
+from npbench.task import Task
+
+PHASES = ("condition", "query", "update", "train")
+
+
+class PointPhases:
+    """What a neural process does with random points, of one task."""
+
+    def __init__(
+        self, model: NeuralProcess, num_context: int, num_targets: int, device: torch.device
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def points(number: int) -> tuple[Tensor, Tensor]:
+            dims = model.dim_x, model.dim_y
+            return tuple(
+                torch.randn(1, number, d, device=device, generator=generator) for d in dims
+            )
+
+        self.model = model
+        self.context, self.targets, self.new = points(num_context), points(num_targets), points(1)
+
+    def condition(self) -> State:
+        return self.model.condition(*self.context)
+
+    def query(self, state: State) -> Marginals:
+        return self.model.marginals(state, self.targets[0])
+
+    def update(self, state: State) -> State:
+        return self.model.update(state, *self.new)
+
+    def loss(self) -> Tensor:
+        return self.model.loss(Task(*self.context, *self.targets))
+
+
+class EventPhases:
+    """What an event model does with a random sequence, in its own units."""
+
+    def __init__(self, model: EventModel, num_events: int, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        size = (1, num_events + 1)
+        intervals = torch.rand(size, dtype=torch.float64, device=device, generator=generator)
+        times = (2 * model.time_scale * intervals).cumsum(dim=-1)
+        marks = torch.randint(model.num_marks, size, device=device, generator=generator)
+        self.model = model
+        self.history = EventSequences(times[:, :-1], marks[:, :-1])
+        self.new = times[:, -1], marks[:, -1]
+
+    def condition(self) -> EventState:
+        return self.model.condition(self.history.times, self.history.marks)
+
+    def query(self, state: EventState) -> NextEvent:
+        return self.model.query(state)
+
+    def update(self, state: EventState) -> EventState:
+        return self.model.update(state, *self.new)
+
+    def loss(self) -> Tensor:
+        return self.model.loss(self.history)
+
+
+def profile(
+    model: NeuralProcess | EventModel,
+    context_sizes: Sequence[int],
+    num_targets: int = 1000,
+    phases: Sequence[str] = PHASES,
+    device: torch.device | str = "cpu",
+    time_limit: float = float("inf"),
+) -> Iterator[dict[str, Any]]:
+    """Peak memory and time of a model's phases for one task or sequence, as its context grows.
+
+    - condition: from the context to the state;
+    - query: the targets' means and standard deviations from the state;
+    - update: the state after one more point;
+    - train: the loss and its gradients, on context and targets.
+
+    Of an event model the context is the history, of so many events. It is queried for the next one,
+    updated by it, and trained to predict all of the history.
+
+    The model, its gradients and torch's random state are left as they were.
+
+    Args:
+        model: on `device`.
+        context_sizes: numbers of context points or events, ascending.
+        num_targets: number of targets, in query and train; an event model has none.
+        phases: which to measure.
+        device: where the model is.
+        time_limit: seconds a call may take: a phase is left out from the size on for which its time
+            at the size before, growing with the square, foretells more.
+
+    Yields:
+        One row a size and phase: `num_context`, `phase`, `peak_bytes` and `seconds`, as of
+        `Measurement`; a phase that was left out has none.
+
+    Raises:
+        ValueError: on an unknown phase.
+    """
+    if unknown := set(phases) - set(PHASES):
+        raise ValueError(f"unknown phase(s) {sorted(unknown)}; known: {', '.join(PHASES)}")
+    device = torch.device(device)
+    before: dict[str, tuple[int, float]] = {}
+    for num_context in context_sizes:
+        for phase in phases:
+            size, seconds = before.get(phase, (num_context, 0.0))
+            if seconds * (num_context / size) ** 2 > time_limit:
+                continue
+            measured = _measure_phase(model, phase, num_context, num_targets, device)
+            before[phase] = num_context, measured.seconds or float("inf")
+            yield {"num_context": num_context, "phase": phase} | vars(measured)
+
+
+def draw(profiles: dict[str, pd.DataFrame]) -> Figure:
+    """Peak memory (above) and time (below) against the context's size: a column a phase, a line a
+    model.
+
+    Args:
+        profiles: the rows of `profile`, by the model's name.
+    """
+    phases = [p for p in PHASES if any((rows["phase"] == p).any() for rows in profiles.values())]
+    figure = Figure(figsize=(1 + 2.4 * len(phases), 4.8), layout="constrained", dpi=110)
+    axes = figure.subplots(2, len(phases), squeeze=False, sharex=True, sharey="row")
+    for column, phase in zip(axes.T, phases, strict=True):
+        for name, rows in profiles.items():
+            measured = rows[(rows["phase"] == phase) & rows["seconds"].notna()]
+            mebibytes = measured["peak_bytes"].astype(float) / 2**20
+            column[0].loglog(measured["num_context"], mebibytes, "o-", ms=3, label=name)
+            column[1].loglog(measured["num_context"], measured["seconds"].astype(float), "o-", ms=3)
+        column[0].set_title(phase, fontsize=9)
+        column[1].set_xlabel("size of context")
+        for axis in column:
+            axis.grid(alpha=0.2)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("peak memory (MiB)")
+    axes[1, 0].set_ylabel("seconds")
+    axes[0, -1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _measure_phase(
+    model: NeuralProcess | EventModel,
+    phase: str,
+    num_context: int,
+    num_targets: int,
+    device: torch.device,
+) -> Measurement:
+    if isinstance(model, EventModel):
+        phases = EventPhases(model, num_context, device)
+    else:
+        phases = PointPhases(model, num_context, num_targets, device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if phase == "train":
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            with in_mode(model, training=True), torch.enable_grad():
+                return measure(
+                    lambda: torch.autograd.grad(phases.loss(), parameters), device, repeats=1
+                )
+        with evaluating(model):
+            if phase == "condition":
+                return measure(phases.condition, device, repeats=1)
+            try:
+                state = phases.condition()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return Measurement(None, None)
+            if phase == "query":
+                return measure(lambda: phases.query(state), device, repeats=1)
+            return measure(lambda: phases.update(state), device)
