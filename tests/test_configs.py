@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
+import yaml
 from image_files import write_celeba, write_emnist
 
 from npbench.cli import main
@@ -11,10 +13,12 @@ from npbench.commands.sections import instantiate
 
 ROOT = Path(__file__).parents[1]
 # Those of the trainer are no experiments: tests/test_clusters.py.
-CONFIGS = sorted(
-    set((ROOT / "configs").glob("*/*.yaml")) - set((ROOT / "configs/trainer").iterdir())
-)
 KERNELS = sorted((ROOT / "configs/gp/kernels").glob("*.yaml"))
+CONFIGS = sorted(
+    set((ROOT / "configs").rglob("*.yaml"))
+    - set((ROOT / "configs/trainer").iterdir())
+    - set(KERNELS)
+)
 FAST = ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2", "--data.batch_size", "2",
         "--trainer.enable_model_summary", "false",
         "--trainer.enable_progress_bar", "false"]  # fmt: skip
@@ -27,7 +31,46 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     write_emnist(folders["emnist"])
     write_celeba(folders["celeba"])
     few = ["--data.num_val_tasks", "4", "--data.eval_batch_size", "2"]
-    return {name: ["--data.root", str(folder), *few] for name, folder in folders.items()}
+    options = {name: ["--data.root", str(folder), *few] for name, folder in folders.items()}
+    badges = tmp_path_factory.mktemp("stackoverflow")
+    write_badges(badges)
+    options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
+    options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
+    return options
+
+
+def write_badges(folder: Path) -> None:
+    """Five folds of four users, who have 22 badges of different kinds, in different orders."""
+    for fold in range(1, 6):
+        users = [np.random.default_rng([fold, user]) for user in range(4)]
+        events = [user.permutation(22) + 1 for user in users]
+        times = [1.3e9 + user.exponential(86400.0, 22).cumsum() for user in users]
+        for name, rows in {"event": events, "time": times}.items():
+            lines = [" ".join(str(value) for value in row) for row in rows]
+            (folder / f"{name}-{fold}-test.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_the_badges_of_stack_overflow_are_counted_in_days(
+    small_data: dict[str, list[str]],
+) -> None:
+    config = ROOT / "configs/events/stackoverflow/thp.yaml"
+    data = instantiate(config, "data", L.LightningDataModule, small_data["stackoverflow"])
+    assert data.num_marks == 22
+    assert 0.5 < data.interval_statistics.mean < 2.0
+
+
+@pytest.mark.parametrize("name", ["stackoverflow", "hawkes"])
+def test_the_models_of_events_are_compared_on_the_same_data(name: str) -> None:
+    """And trained alike."""
+    cmhp, thp = (
+        yaml.safe_load((ROOT / f"configs/events/{name}/{model}.yaml").read_text())
+        for model in ("cmhp", "thp")
+    )
+    for config in (cmhp, thp):
+        model = config["model"]["init_args"].pop("model")
+        root = config["trainer"].pop("default_root_dir")
+        assert root == f"runs/events/{name}/{model['class_path'].rpartition('.')[2].lower()}"
+    assert cmhp == thp
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -60,8 +103,25 @@ def test_the_resolution_of_celeba_is_one_field(
         ("emnist/cmanp", ["--data.root", "nowhere"], "nowhere/EMNIST/raw lacks emnist-balanced-"),
         ("emnist/cmanp", ["--data.class_range", "[0, 48]"], "the classes are 0–46"),
         ("emnist/cmanp", ["--data.classes", "[0, 10]"], "classes"),
+        ("events/stackoverflow/thp", ["--data.path", "nowhere"], "there is no nowhere"),
+        ("events/stackoverflow/thp", ["--data.on_disorder", "srot"], "on_disorder"),
+        ("events/stackoverflow/thp", ["--data.time_unti", "60"], "did you mean time_unit?"),
+        ("events/hawkes/thp", ["--data.num_trian", "9"], "did you mean num_train?"),
+        ("events/hawkes/thp", ["--model.model.num_mark", "9"], "num_mark"),
     ],
-    ids=["resolution", "celeba", "on_corrupt", "emnist", "class_range", "field"],
+    ids=[
+        "resolution",
+        "celeba",
+        "on_corrupt",
+        "emnist",
+        "class_range",
+        "field",
+        "stackoverflow",
+        "on_disorder",
+        "time_unit",
+        "num_train",
+        "num_marks",
+    ],
 )
 def test_a_mistake_in_the_data_ends_in_one_sentence(
     config: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -30,8 +30,8 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 LAYERS = [
     "structure", "task", "events", "tables", "attention", "prefixes", "distributed", "blocks",
-    "likelihoods", "models", "predictions", "metrics", "optim", "profiling", "training", "callbacks", "interop",
-    "messages", "commands", "cli",
+    "likelihoods", "models", "predictions", "metrics", "optim", "profiling", "training",
+    "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip
 FILES = [path for path in (ROOT / "npbench").rglob("*.py") if path.parent.name != "npbench"
          or not path.stem.startswith("__")]  # fmt: skip
