@@ -1,10 +1,12 @@
 """CMHP and THP on the same sequences of events, beside a Poisson process and the exact answer.
 
     python -m benchmarks.events hawkes
-    python -m benchmarks.events stackoverflow --path data/events/stackoverflow
+    python -m benchmarks.events stackoverflow --data.path data/events/stackoverflow
+    python -m benchmarks.events hawkes --models cmhp --model.model.recency false
 
 Trains the configurations in `configs/events/`, each on one core, two at a time, and tests the best
-checkpoint of each on the same test sequences. Leaves `runs/benchmarks/TASK/`, with the table.
+checkpoint of each on the same test sequences. Any field of the configurations can be set. Leaves
+`runs/benchmarks/TASK/`, with the table.
 """
 
 import argparse
@@ -26,56 +28,75 @@ from rich.table import Table
 from datamodules.event_data import EventDataModule
 from datamodules.loading import TRAIN
 from npbench.commands.sections import instantiate
+from npbench.models import EventModel
+from npbench.training import EventPrediction
 
 _OUT = Path("runs/benchmarks")
+_RUN = "version_0"
 _MODELS = ["cmhp", "thp"]
-_COLUMNS = {
-    "nll": "NLL", "nll_time": "time", "nll_mark": "mark", "rmse": "RMSE",
-    "median_absolute_error": "median |error|", "accuracy": "accuracy", "ks": "KS",
-    "gap": "above exact", "minutes": "minutes",
-}  # fmt: skip
+_ROWS = {
+    "nll": "negative log-likelihood",
+    "nll_time": "of the time",
+    "nll_mark": "of the mark",
+    "gap": "above the exact process",
+    "rmse": "RMSE of the mean",
+    "median_absolute_error": "median absolute error",
+    "accuracy": "accuracy of the mark",
+    "ks": "Kolmogorov–Smirnov distance",
+    "kib_10": "state after 10 events, KiB",
+    "kib_10000": "after 10,000 events",
+    "minutes": "minutes of training",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["hawkes", "stackoverflow"])
-    parser.add_argument("--path", type=Path, help="folder of the Stack Overflow data")
-    parser.add_argument("--epochs", type=int, help="by default those of the configurations")
-    options = parser.parse_args()
+    parser.add_argument("--models", choices=_MODELS, nargs="+", default=_MODELS)
+    options, fields = parser.parse_known_args()
     out = _OUT / options.task
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    data = [] if options.path is None else ["--data.path", str(options.path)]
-    epochs = [] if options.epochs is None else ["--trainer.max_epochs", str(options.epochs)]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        trained = pool.map(lambda name: train(options.task, name, out, data, epochs), _MODELS)
-        rows = dict(zip(_MODELS, trained))
-    config = Path("configs/events") / options.task / "thp.yaml"
-    rows["poisson"] = poisson(instantiate(config, "data", EventDataModule, data))
-    results = pd.DataFrame(rows).T.reindex(columns=list(_COLUMNS)).dropna(axis="columns", how="all")
+        trained = pool.map(lambda name: train(options.task, name, out, fields), options.models)
+        rows = dict(zip(options.models, trained))
+    config = out / options.models[0] / _RUN / "config.yaml"
+    rows["poisson"] = poisson(instantiate(config, "data", EventDataModule))
+    results = pd.DataFrame(rows).T.reindex(columns=list(_ROWS)).dropna(axis="columns", how="all")
     results.to_csv(out / "results.csv", index_label="model")
     Console().print(render(results))
 
 
-def train(task: str, name: str, out: Path, data: list[str], epochs: list[str]) -> dict[str, float]:
+def train(task: str, name: str, out: Path, fields: list[str]) -> dict[str, float]:
     """Fit and test one configuration; its test metrics, and the minutes that fitting took."""
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    config = ["--config", f"configs/events/{task}/{name}.yaml", *data, *quiet]
     start = time.monotonic()
-    run(out / f"{name}.txt", "fit", *config, *epochs, "--trainer.default_root_dir", str(out / name))
-    minutes = (time.monotonic() - start) / 60
-    checkpoint = out / name / "version_0" / "checkpoints" / "best.ckpt"
     run(
-        out / f"{name}-test.txt", "test", *config, "--ckpt_path", str(checkpoint),
-        "--trainer.default_root_dir", str(out / f"{name}-test"),
+        out / f"{name}.txt", "fit", "--config", f"configs/events/{task}/{name}.yaml", *fields,
+        "--trainer.default_root_dir", str(out / name),
     )  # fmt: skip
-    metrics = pd.read_csv(out / f"{name}-test" / "version_0" / "metrics.csv").iloc[-1]
+    minutes = (time.monotonic() - start) / 60
+    checkpoint = out / name / _RUN / "checkpoints" / "best.ckpt"
+    run(
+        out / f"{name}-test.txt", "test", "--config", str(out / name / _RUN / "config.yaml"),
+        "--ckpt_path", str(checkpoint), "--trainer.default_root_dir", str(out / f"{name}-test"),
+    )  # fmt: skip
+    metrics = pd.read_csv(out / f"{name}-test" / _RUN / "metrics.csv").iloc[-1]
     of_test = {key.removeprefix("test/"): value for key, value in metrics.items()}
-    return {**of_test, "minutes": minutes}
+    model = EventPrediction.load_from_checkpoint(checkpoint, map_location="cpu").model
+    sizes = {f"kib_{number}": state_size(model, number) / 2**10 for number in (10, 10_000)}
+    return {**of_test, **sizes, "minutes": minutes}
+
+
+def state_size(model: EventModel, num_events: int) -> int:
+    """Bytes that the model keeps of so many events."""
+    times = torch.arange(num_events, dtype=torch.float64)[None]
+    with torch.no_grad():
+        return model.condition(times, torch.zeros_like(times, dtype=torch.long)).nbytes
 
 
 def run(log: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "npbench", *arguments]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    command = [sys.executable, "-m", "npbench", *arguments, *quiet]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as output:
         process = subprocess.run(command, env=environment, stdout=output, stderr=output)
@@ -112,11 +133,13 @@ def poisson(data: EventDataModule) -> dict[str, float]:
 
 
 def render(results: pd.DataFrame) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption="Means over test events, in nats and units of time.")
-    for name in ("", *(_COLUMNS[column] for column in results)):
+    caption = "Means over test events, in nats and the data's unit of time."
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in ("", *results.index):
         table.add_column(name, justify="right" if name else "left")
-    for name, row in results.iterrows():
-        table.add_row(str(name), *("–" if pd.isna(value) else f"{value:.3f}" for value in row))
+    for column, values in results.items():
+        cells = ("–" if pd.isna(value) else f"{value:,.3f}" for value in values)
+        table.add_row(_ROWS[column], *cells)
     return table
 
 
