@@ -48,8 +48,8 @@ class EventSequences(TensorRecord):
 
     @property
     def intervals(self) -> Float[Tensor, "batch intervals"]:
-        """From each event to the next, τ."""
-        return self.times.diff(dim=-1)
+        """From each event to the next, τ; 0 at padding."""
+        return self.times.diff(dim=-1).masked_fill(~self.predicted, 0.0)
 
     @property
     def predicted(self) -> Bool[Tensor, "batch intervals"]:

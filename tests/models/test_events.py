@@ -110,6 +110,18 @@ def test_padding_is_as_if_it_were_not_there(name: str, sizes: list[int]) -> None
 
 
 @every_model
+def test_whatever_stands_at_padding_changes_no_gradient(name: str) -> None:
+    model, mask = small(name), lengths(5, 3)
+    times, marks = histories(2, 5)
+    gradients = []
+    for padding in (torch.nan, 7.0):
+        padded = EventSequences(times.masked_fill(~mask, padding), marks, mask)
+        gradients.append(torch.autograd.grad(model.loss(padded), list(model.parameters())))
+    for one, other in zip(*gradients, strict=True):
+        assert_close(one, other)
+
+
+@every_model
 def test_only_differences_of_times_matter(name: str) -> None:
     model, (times, marks) = small(name), histories(2, 9)
     since_1970 = model.query(model.condition(times + 2.0**30, marks))
