@@ -241,7 +241,9 @@ def test_the_head_predicts_in_units_of_log_intervals() -> None:
     assert torch.equal(mine.mark_logits, standard.mark_logits)
 
 
-@pytest.mark.parametrize(("bias", "expected"), [(-1e3, -5.0), (0.1, 0.1), (1e3, 5.0)])
+@pytest.mark.parametrize(
+    ("bias", "expected"), [(-1e3, -5.0), (-0.1, -0.1), (0.02, 0.02), (1e3, math.log(2.0))]
+)
 def test_no_component_is_narrower_or_wider_than_the_bound(bias: float, expected: float) -> None:
     model = head()
     torch.nn.init.zeros_(model.time[-1].weight)

@@ -145,18 +145,20 @@ def _intensity_panel(
     stretch = _stretch(sequences, row)
     times = _since_stretch(sequences, row, stretch)
     tau = torch.linspace(0, 1, _CELLS + 1) * sequences.intervals[row, stretch, None].double()
-    compensators = {"model": (-dist[row, stretch][:, None].log_survival(tau), _MODEL)}
+    compensators = {"model": (-dist[row, stretch][:, None].log_survival(tau), _MODEL, "-")}
     if compensator is not None:
         exact = _exact_compensator(compensator, sequences, row, stretch, tau)
-        compensators["exact"] = exact, EXACT_COLOR
+        compensators["exact"] = exact, EXACT_COLOR, "--"
     centers = torch.from_numpy(times[:-1, None]) + (tau[:, 1:] + tau[:, :-1]) / 2
     highest = 0.0
-    for name, (integral, color) in compensators.items():
+    for name, (integral, color, style) in compensators.items():
         # The mean over each cell; simultaneous events have no time between them.
         intensity = (integral.diff(dim=-1) / tau.diff(dim=-1)).nan_to_num(posinf=0.0)
         highest = max(highest, 1.15 * float(intensity.quantile(0.995)))
         lines = torch.stack([centers, intensity], dim=-1).numpy()
-        axis.add_collection(LineCollection(lines, colors=color, lw=1.3, label=name))
+        axis.add_collection(
+            LineCollection(lines, colors=color, linestyles=style, lw=1.3, label=name)
+        )
     colors = _colors(num_marks, sequences.marks[row, stretch.start : stretch.stop + 1])
     axis.vlines(times, -0.1, 0, colors=colors, lw=1.6, transform=axis.get_xaxis_transform(),
                 clip_on=False)  # fmt: skip

@@ -16,8 +16,9 @@ from npbench.structure import TensorRecord
 
 # Halvings of the interval of a quantile: enough for float64.
 _BISECTIONS = 60
-# Of the log of a component's width, so that none collapses onto one interval.
-_MOST_LOG_STD = 5.0
+# Of the log of a component's width: none collapses onto one interval, and none is so wide that
+# its mean, e^(σ²/2) times its median, hides those of all others.
+_LEAST_LOG_STD, _MOST_LOG_STD = -5.0, math.log(2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ class NextEventHead(nn.Module):
     $$[\log w, \mu, \log \sigma] = \mathrm{MLP}(h), \qquad l = \mathrm{MLP}(h)$$
 
     of log τ in units of its mean m and standard deviation s: $\mu_c = m + s \mu$ and
-    $\sigma_c = s \sigma$, with $|\log \sigma| < 5$.
+    $\sigma_c = s \sigma$, with $-5 < \log \sigma < \log 2$.
 
     Args:
         dim_in: width of h.
@@ -183,7 +184,8 @@ class NextEventHead(nn.Module):
         # Under autocast too: bfloat16 would tell few values of log τ apart.
         time, mark = (mlp(history).to(log_mean.dtype) for mlp in (self.time, self.mark))
         logits, mean, raw = time.chunk(3, dim=-1)
-        std = (_MOST_LOG_STD * (raw / _MOST_LOG_STD).tanh()).exp()
+        bound = torch.where(raw < 0, _LEAST_LOG_STD, _MOST_LOG_STD)
+        std = (bound * (raw / bound).tanh()).exp()
         return NextEvent(
             logits.log_softmax(dim=-1),
             log_mean + log_std * mean,

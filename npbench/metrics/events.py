@@ -116,8 +116,8 @@ class EventMetrics(nn.Module):
     - `nll`, the negative log-likelihood in nats, of times in the data's own unit: the sum of
       `nll_time`, of `nll_mark`, and, where it is known until when sequences were observed, of
       `nll_survival`, of no event from the last until then;
-    - `rmse` of the mean of τ, which is infinite if one of the means is: a mixture may have a
-      component so wide that its mean exceeds all numbers;
+    - `rmse` of the mean of τ, which follows the rarest, longest intervals; infinite if one of the
+      means exceeds all numbers;
     - `rmse_median` and `median_absolute_error` of the median of τ;
     - `accuracy` of the most probable mark;
     - `ks`, the Kolmogorov–Smirnov distance of F(τ) from uniform: how far the times are from
