@@ -216,7 +216,8 @@ def _intervals_panel(axis: Axes, dist: NextEvent, tau: Tensor, u: Tensor) -> Non
 
 def _calibration_panel(axis: Axes, u: Tensor) -> None:
     levels = (torch.arange(len(u)) + 0.5) / len(u)
-    metric = KolmogorovSmirnov()
+    # Drawn by one process, which must not wait for the others.
+    metric = KolmogorovSmirnov(sync_on_compute=False)
     metric.update(u)
     uniform, band = np.linspace(0, 1, 101), _KS_95 / len(u) ** 0.5
     axis.fill_between(uniform, uniform - band, uniform + band, color="black", alpha=0.1, lw=0,
