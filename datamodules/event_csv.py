@@ -39,11 +39,13 @@ def read_table(path: Path, columns: Sequence[str]) -> EventTable:
     marks = _marks(frame[mark], source)
     codes, names = pd.factorize(frame[sequence])
     order = np.argsort(codes, kind="stable")
+    names = np.array([str(name) for name in names], dtype=object)
     return EventTable(
         times=times[order],
         marks=marks[order],
         lengths=np.bincount(codes, minlength=len(names)),
-        names=np.array([str(name) for name in names], dtype=object),
+        names=names,
+        labels=names,
         sources=np.full(len(names), source, dtype=object),
         lines=frame.index.to_numpy(np.int64)[order],
         places=np.zeros(len(frame), np.int64),

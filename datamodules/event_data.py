@@ -45,6 +45,8 @@ class EventWindows:
         first: of each window, its first event.
         stop: of each window, the event behind its last.
         origin: of each window, the time that is its 0.
+        sequence: of each window, the sequence that it is of.
+        place: of each window, that of its first event in the sequence.
         end: of each window, until when it was observed, if that is known.
         exact: log-likelihood of each event, if that is known.
     """
@@ -54,6 +56,8 @@ class EventWindows:
     first: Int64[np.ndarray, "windows"]
     stop: Int64[np.ndarray, "windows"]
     origin: Float64[np.ndarray, "windows"]
+    sequence: Int64[np.ndarray, "windows"]
+    place: Int64[np.ndarray, "windows"]
     end: Float64[np.ndarray, "windows"] | None = None
     exact: Float64[np.ndarray, "events"] | None = None
 
@@ -84,13 +88,13 @@ class EventWindows:
         pieces = np.maximum(1, -(-(lengths - 1) // step))
         pieces[lengths < (2 if end is None else 1)] = 0
         sequence = np.repeat(np.arange(len(lengths)), pieces)
-        number = np.arange(len(sequence)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        place = step * (np.arange(len(sequence)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         after = np.cumsum(lengths)[sequence]
-        first = after - lengths[sequence] + number * step
+        first = after - lengths[sequence] + place
         stop = np.minimum(first + step + 1, after)
         origin = times[first]
         ends = None if end is None else np.where(stop == after, end, times[stop - 1]) - origin
-        return cls(times, marks, first, stop, origin, ends)
+        return cls(times, marks, first, stop, origin, sequence, place, ends)
 
     def __len__(self) -> int:
         return len(self.first)

@@ -24,6 +24,7 @@ class EventTable:
         marks: of the events, whole numbers or strings.
         lengths: number of events of each sequence.
         names: of the sequences, which decide to what split one belongs.
+        labels: what predictions call the sequences.
         sources: the file of each sequence and what it counts: "events.csv, line".
         lines: of each event, the number of its line (or row, or sequence) in the file.
         places: of each event, its number in the line; 0 in files of one event a line.
@@ -34,6 +35,7 @@ class EventTable:
     marks: Shaped[np.ndarray, "events"]
     lengths: Int64[np.ndarray, "sequences"]
     names: Shaped[np.ndarray, "sequences"]
+    labels: Shaped[np.ndarray, "sequences"]
     sources: Shaped[np.ndarray, "sequences"]
     lines: Int64[np.ndarray, "events"]
     places: Int64[np.ndarray, "events"]
@@ -48,18 +50,18 @@ class EventTable:
         source: str,
         num_marks: int | None = None,
     ) -> "EventTable":
-        """A file of one sequence a line; a hash of its times is a sequence's name."""
+        """A file of one sequence a line: its label; a hash of its times is its name."""
         ends = np.cumsum(lengths)
         names = [
             hashlib.sha256(times[end - length : end].tobytes()).hexdigest()
             for end, length in zip(ends.tolist(), lengths.tolist())
         ]
-        lines = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        labels = np.arange(1, len(lengths) + 1)
+        lines = np.repeat(labels, lengths)
         places = np.arange(1, len(times) + 1) - np.repeat(ends - lengths, lengths)
         sources = np.full(len(lengths), source, dtype=object)
-        return cls(
-            times, marks, lengths, np.array(names, object), sources, lines, places, num_marks
-        )
+        names = np.array(names, dtype=object)
+        return cls(times, marks, lengths, names, labels, sources, lines, places, num_marks)
 
     @classmethod
     def joined(cls, tables: Sequence["EventTable"]) -> "EventTable":
@@ -92,6 +94,7 @@ class EventTable:
             kept,
             lengths=self.lengths[sequences],
             names=self.names[sequences],
+            labels=self.labels[sequences],
             sources=self.sources[sequences],
         )
 

@@ -5,6 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from datamodules.event_data import EventDataModule, EventWindows
 from datamodules.event_files import EventFormat, read_events
 from datamodules.event_tables import (
@@ -39,6 +43,10 @@ class EventSequenceDataModule(EventDataModule):
     Marks become 0, 1, … in the order of the vocabulary: all that the file announces
     (`dim_process`), or else those of the training sequences, in order, before a share of them is
     held out. A checkpoint holds the vocabulary; a run that begins from one takes its own.
+
+    Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
+    the number of its line, the event's place in it, the time on its clock, and marks as they are.
+    All times, of intervals too, count `time_unit`.
 
     Args:
         path: a folder, a file, or the name of a data set on the Hugging Face hub.
@@ -123,6 +131,32 @@ class EventSequenceDataModule(EventDataModule):
     @property
     def num_marks(self) -> int:
         return len(self.vocabulary)
+
+    def named_predictions(self, table: pa.Table) -> pa.Table:
+        """Predictions of the test sequences, in the data's own terms.
+
+        Of what comes after the last event of a window, only that of a sequence's last window is
+        kept: of the others it is predicted in the next.
+
+        Args:
+            table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
+                windows' numbers, clocks and the marks' indices; null where the event is unknown.
+        """
+        windows, labels = self.windows(TEST), pa.array(self._read[1][TEST].labels)
+        is_last = np.diff(windows.sequence, append=-1) != 0
+        known = pc.is_valid(table["time"]).to_numpy()
+        table = table.filter(pa.array(known | is_last[table["sequence"].to_numpy()]))
+        window, vocabulary = table["sequence"].to_numpy(), pa.array(self.vocabulary)
+        named = {
+            "sequence": labels.take(pa.array(windows.sequence[window])),
+            "event": pc.add(table["event"], windows.place[window]),
+            "time": pc.add(table["time"], windows.origin[window]),
+            "mark": vocabulary.take(table["mark"]),
+            "mark_predicted": vocabulary.take(table["mark_predicted"]),
+        }
+        for name, column in named.items():
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        return table
 
     def state_dict(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary}

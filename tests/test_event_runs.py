@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from event_files import long_table, random_events
 from test_cli import error_of
 from torch import Tensor
 
@@ -90,6 +91,39 @@ def test_test_and_predict_agree(run_: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize("max_length", ["null", "5"])
+def test_predictions_of_a_table_are_in_its_own_terms(tmp_path: Path, max_length: str) -> None:
+    """However it is cut into windows."""
+    frame = long_table(random_events(30))
+    frame["sequence"] = "user" + frame["sequence"].astype(str)
+    frame["mark"] = frame["mark"].map({1: "buy", 2: "look", 3: "sell"})
+    frame.to_csv(tmp_path / "events.csv", index=False)
+    config = ["--config", str(ROOT / "configs/events/stackoverflow/thp.yaml"), *FEW[8:],
+              "--data.path", str(tmp_path / "events.csv"), "--data.max_length", max_length,
+              "--data.time_unit", "2", "--model.model.num_marks", "3", "--data.test_share", "0.4",
+              "--trainer.default_root_dir", str(tmp_path)]  # fmt: skip
+    main(["fit", *config, "--trainer.max_steps", "2"])
+    checkpoint = str(tmp_path / "version_0/checkpoints/last.ckpt")
+    out = tmp_path / "out.parquet"
+    main(["predict", *config, "--ckpt_path", checkpoint, "--predictions.path", str(out)])
+    found = pd.read_parquet(out)
+    assert found["mark_predicted"].isin(["buy", "look", "sell"]).all()
+    frame["event"] = frame.groupby("sequence").cumcount()
+    frame["interval"] = frame.groupby("sequence")["time"].diff() / 2
+    frame["time"] /= 2
+    expected = frame[frame["sequence"].isin(found["sequence"]) & (frame["event"] > 0)]
+    places, values = ["sequence", "event"], ["time", "mark", "interval"]
+    known = found.dropna(subset="time").set_index(places)
+    expected = expected.set_index(places).loc[known.index, values]
+    pd.testing.assert_frame_equal(known[values], expected, check_dtype=False)
+    assert 3 <= found["sequence"].nunique() < 30
+    counts = frame.groupby("sequence").size()
+    ahead = found[found["time"].isna()].set_index("sequence")["event"]
+    assert ahead.to_dict() == counts[ahead.index].to_dict()
+    assert len(found) == counts[ahead.index].sum()
+
+
+@pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(("cut", "workers"), [(9, 0), (9, 1), (16, 0)])
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(
     run_: Path, tmp_path: Path, cut: int, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +185,7 @@ def test_two_processes_train_evaluate_and_predict_to_the_result_of_one(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     subprocess.run(
         [*torchrun, "--nproc-per-node", "2", str(tmp_path / "several.py"), json.dumps(commands)],
-        cwd=ROOT, timeout=240, stdout=subprocess.DEVNULL, check=True,
+        cwd=ROOT, timeout=180, stdout=subprocess.DEVNULL, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

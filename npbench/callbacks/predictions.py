@@ -16,8 +16,9 @@ class PredictionWriter(BasePredictionWriter):
     """Writes the predictions of `predict` to a Parquet or CSV file, batch by batch.
 
     What a row holds, the module that predicts says: `MetaRegression.prediction_table` of each
-    target, `EventPrediction.prediction_table` of each event. With several processes each writes its
-    own file, `predictions-rank1.parquet` and so on, of every so many tasks or sequences.
+    target, `EventPrediction.prediction_table` of each event. A data module whose data have names of
+    their own puts them in, by `named_predictions`. With several processes each writes its own file,
+    `predictions-rank1.parquet` and so on, of every so many tasks or sequences.
 
     Args:
         path: the file; by default `predictions.parquet` in the run's folder.
@@ -50,7 +51,9 @@ class PredictionWriter(BasePredictionWriter):
         # Each process has every so many of them.
         numbers = self._written + table.column(0).to_numpy()
         numbers = trainer.global_rank + trainer.world_size * numbers
-        self._writer.write(table.set_column(0, name, pa.array(numbers)))
+        table = table.set_column(0, name, pa.array(numbers))
+        named = getattr(trainer.datamodule, "named_predictions", None)
+        self._writer.write(named(table) if named else table)
         self._written += batch.batch_size
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
