@@ -166,6 +166,16 @@ def test_draws_are_of_the_batch_s_shape_repeat_with_the_seed_and_have_no_gradien
     assert not dist.median.requires_grad
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (2, 7)])
+def test_draws_have_a_density(shape: tuple[int, ...]) -> None:
+    dist = mixture(2, 3)
+    tau, mark = dist.sample(shape)
+    found = dist.log_prob(tau, mark)
+    assert found.shape == (*shape, *dist.batch_shape)
+    one = (0,) * len(shape)
+    assert_close(found[one], dist.log_prob(tau[one], mark[one]))
+
+
 @pytest.mark.parametrize("tau", [0.0, 1e-5, 0.01])
 def test_what_lies_below_the_floor_counts_as_the_floor(tau: float) -> None:
     dist = of_components((0.4, 0.0, 1.0), (0.6, -8.0, 2.0), floor=0.01)

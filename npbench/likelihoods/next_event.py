@@ -29,7 +29,7 @@ class NextEvent(TensorRecord):
       P(k) = \mathrm{softmax}(l)_k$$
 
     Densities are per unit of τ, in the data's own unit. A τ below `floor` counts as `floor`, for
-    log-normals have no density at 0.
+    log-normals have no density at 0. Values may have more dimensions in front, as samples have.
 
     Args:
         log_weights: $\log w$, normalised.
@@ -80,7 +80,9 @@ class NextEvent(TensorRecord):
     def log_prob_mark(self, mark: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """log P(k)."""
         log_probs = self.mark_logits.log_softmax(dim=-1)
-        return log_probs.gather(-1, mark.long()[..., None])[..., 0]
+        shape = torch.broadcast_shapes(mark.shape, self.batch_shape)
+        log_probs = log_probs.expand(*shape, log_probs.shape[-1])
+        return log_probs.gather(-1, mark.long().expand(shape)[..., None])[..., 0]
 
     def log_survival(self, tau: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """log P(the next event comes later than τ): that of an observation that ends there."""

@@ -14,6 +14,9 @@ from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent, NextEventHead
 from npbench.models.base import State
 
+# Events that are checked at a time.
+_CHECK_CHUNK = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class EventState(State):
@@ -208,7 +211,7 @@ class EventModel(nn.Module, ABC):
         """The distribution of every event but the first, given those before, and what it says.
 
         Raises:
-            ValueError: as `condition`; and if an end lies before the last event.
+            ValueError: as `condition`; and if an end is not finite, or before the last event.
         """
         after = self(sequences)
         dist, padding = after[:, :-1], ~sequences.predicted
@@ -273,16 +276,20 @@ class EventModel(nn.Module, ABC):
     def _log_survival(self, after: NextEvent, sequences: EventSequences) -> Tensor:
         if sequences.end is None:
             return sequences.times.new_zeros(sequences.batch_size, dtype=self.log_mean.dtype)
-        last = sequences.full_mask.sum(dim=-1).sub(1).clamp(min=0)[:, None]
+        real = sequences.full_mask
+        last = real.sum(dim=-1).sub(1).clamp(min=0)[:, None]
         rest = sequences.end - sequences.times.gather(1, last)[:, 0]
-        if not torch.compiler.is_compiling() and (rest < 0).any():
-            row = int((rest < 0).nonzero()[0])
+        rest = rest.masked_fill(~real.any(dim=-1), 0.0)
+        wrong = (rest < 0) | ~rest.isfinite()
+        if not torch.compiler.is_compiling() and wrong.any():
+            row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"sequence {row} ends at {float(sequences.end[row])}, before its last event"
+                f"sequence {row} ends at {float(sequences.end[row])}: an end is finite, and not "
+                f"before the last event"
             )
         survival = after[torch.arange(len(rest), device=rest.device), last[:, 0]].log_survival(rest)
         # Of no time at all there is nothing to say, where the floor would have a little to.
-        return survival.masked_fill((rest == 0) | ~sequences.full_mask.any(dim=-1), 0.0)
+        return survival.masked_fill(rest == 0, 0.0)
 
     def _scaled(self, times: Tensor) -> Tensor:
         """Differences of times in the model's units and type."""
@@ -292,13 +299,13 @@ class EventModel(nn.Module, ABC):
         """Histories [B, n], found to be in order; at padding the time of the last event and 0."""
         device = self.log_mean.device
         times, marks, mask = (
-            torch.as_tensor(z, device=device if isinstance(z, np.ndarray) else None)
-            if z is not None
-            else None
+            z if z is None or isinstance(z, Tensor) else torch.as_tensor(z, device=device)
             for z in (times, marks, mask)
         )
-        if mask is None:
-            mask = torch.ones_like(marks, dtype=torch.bool)
+        padded = mask is not None
+        if not padded:
+            # Of no memory: a history may be long.
+            mask = torch.ones((), dtype=torch.bool, device=marks.device).expand(marks.shape)
         shapes = [list(z.shape) for z in (times, marks, mask)]
         if times.ndim not in (1, 2) or shapes != [shapes[0]] * 3:
             raise ValueError(
@@ -307,30 +314,35 @@ class EventModel(nn.Module, ABC):
             )
         if marks.is_floating_point() or mask.dtype != torch.bool:
             raise ValueError(f"marks are {marks.dtype} and the mask {mask.dtype}, not int and bool")
+        marks = marks.long()
         times, marks, mask = (z[None] if z.ndim == 1 else z for z in (times, marks, mask))
-        if not times.shape[1]:
-            return times, marks, mask
         times = times if times.is_floating_point() else times.double()
-        marks = marks.masked_fill(~mask, 0)
-        times = times.masked_fill(~mask, -torch.inf)
         if not torch.compiler.is_compiling():
-            self._check_values(times, marks, mask)
-        return times.cummax(dim=-1).values.nan_to_num(neginf=0.0), marks, mask
+            for start in range(0, times.shape[1], _CHECK_CHUNK):
+                self._check_values(times, marks, mask, start)
+        if not padded or not times.shape[1]:
+            return times, marks, mask
+        times = times.masked_fill(~mask, -torch.inf).cummax(dim=-1).values
+        return times.nan_to_num(neginf=0.0), marks.masked_fill(~mask, 0), mask
 
-    def _check_values(self, times: Tensor, marks: Tensor, mask: Tensor) -> None:
+    def _check_values(self, times: Tensor, marks: Tensor, mask: Tensor, start: int) -> None:
+        """Of a chunk of the events, each with that ahead of it."""
+        first = max(0, start - 1)
+        window = slice(first, start + _CHECK_CHUNK)
+        times, marks, mask = times[:, window], marks[:, window], mask[:, window]
         problems = {
-            "is real behind padding": mask & ~mask.cummin(dim=-1).values,
+            "is real behind padding": F.pad(mask[:, 1:] & ~mask[:, :-1], (1, 0)),
             "is not finite": mask & ~times.isfinite(),
             "lies before the event ahead of it": F.pad(times.diff(dim=-1) < 0, (1, 0)) & mask,
-            f"has a mark outside 0, …, {self.num_marks - 1}": (marks < 0)
-            | (marks >= self.num_marks),
+            f"has a mark outside 0, …, {self.num_marks - 1}": mask
+            & ((marks < 0) | (marks >= self.num_marks)),
         }
         for problem, where in problems.items():
             if where.any():
                 row, place = where.nonzero()[0].tolist()
                 raise ValueError(
-                    f"event {place} of sequence {row} {problem} (time {float(times[row, place])}, "
-                    f"mark {int(marks[row, place])})"
+                    f"event {first + place} of sequence {row} {problem} (time "
+                    f"{float(times[row, place])}, mark {int(marks[row, place])})"
                 )
 
 

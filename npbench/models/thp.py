@@ -67,7 +67,8 @@ class THP(EventModel):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(num_layers))
 
     def _condition(self, times: Tensor, marks: Tensor, mask: Tensor) -> THPState:
-        return THPState(**ends(times, marks, mask), times=times, marks=marks, mask=mask)
+        fields = {"times": times, "marks": marks, "mask": mask.contiguous()}
+        return THPState(**ends(times, marks, mask), **fields)
 
     def _update(self, state: THPState, time: Tensor, mark: Tensor) -> THPState:
         new = time[:, None], mark[:, None], torch.ones_like(mark[:, None], dtype=torch.bool)

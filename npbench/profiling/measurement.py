@@ -1,5 +1,6 @@
 """Peak memory and time of one call, on CUDA and on a CPU."""
 
+import gc
 import statistics
 import time
 import weakref
@@ -53,6 +54,7 @@ def measure(
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be 1 or more")
     device = torch.device(device)
+    gc.collect()  # which would else come at any time, and take long
     try:
         if device.type == "cuda":
             return _measure_cuda(function, device, repeats)

@@ -16,6 +16,7 @@ from npbench.blocks import LayerConfig
 from npbench.likelihoods import NextEvent
 from npbench.models import CMHP, THP, EventModel
 from npbench.models.history import HistoryBlock
+from npbench.profiling import LiveTensors
 
 NUM_MARKS = 3
 SIZES = {
@@ -288,6 +289,18 @@ def test_the_state_of_cmhp_is_of_one_size_and_takes_any_length(name: str) -> Non
     assert_same(model.query(whole), model.query(state))
 
 
+def test_the_memory_of_cmhp_does_not_depend_on_the_history() -> None:
+    model = small("CMHP")
+
+    def peak(number: int) -> int:
+        times, marks = histories(1, number)
+        with torch.no_grad(), LiveTensors() as live:
+            model.condition(times, marks)
+        return live.peak_bytes
+
+    assert peak(20_000) == peak(40_000)
+
+
 def test_the_state_of_thp_grows() -> None:
     model, (times, marks) = small("THP"), histories(1, 40)
     short = model.condition(times[:, :10], marks[:, :10])
@@ -333,6 +346,13 @@ def test_errors_at_the_door() -> None:
     assert fails(lambda: model.condition(wrong, marks)).startswith(
         "event 3 of sequence 1 lies before the event ahead of it"
     )
+    long = torch.zeros(1, 5000, dtype=torch.long)
+    for place in (4095, 4096, 4097):
+        clock = torch.arange(5000.0)[None]
+        clock[0, place] = 7.0
+        assert f"event {place} of sequence 0 lies before" in fails(
+            lambda clock=clock: model.condition(clock, long)
+        )
     wrong[1, 3] = torch.nan
     assert "event 3 of sequence 1 is not finite" in fails(lambda: model.condition(wrong, marks))
     assert "has a mark outside 0, …, 2" in fails(lambda: model.condition(times, marks + 2))
@@ -354,7 +374,28 @@ def test_errors_at_the_door() -> None:
     assert "is not finite" in fails(lambda: model.update(state, math.inf, 0))
     early = EventSequences(times, marks, end=times[:, -1] - torch.tensor([0.0, 0.1]))
     assert "sequence 1 ends at" in fails(lambda: model.loss(early))
+    for end in (math.nan, math.inf):
+        forever = EventSequences(times, marks, end=torch.tensor([99.0, end]))
+        assert "an end is finite" in fails(lambda forever=forever: model.loss(forever))
     assert "num_events=0" in fails(lambda: model.sample(state, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.int32])
+def test_marks_may_be_of_any_whole_type(dtype: type) -> None:
+    model, (times, marks) = small("CMHP"), histories(2, 5)
+    found = model.query(model.condition(times.numpy(), marks.numpy().astype(dtype)))
+    assert_same(found, model.query(model.condition(times, marks)))
+    empty = np.zeros((2, 0), dtype)
+    assert model.condition(empty, empty).mark.tolist() == [-1, -1]
+
+
+def test_a_row_of_padding_alone_adds_nothing() -> None:
+    """Whatever its times and its end."""
+    model, (times, marks) = small("CMHP"), histories(2, 5)
+    whole = EventSequences(times[:1], marks[:1], end=torch.tensor([99.0]))
+    times[1], mask = 100.0, torch.tensor([[True], [False]]).expand(2, 5)
+    padded = EventSequences(times, marks, mask, end=torch.tensor([99.0, 9.0]))
+    assert_close(model.loss(padded), model.loss(whole))
 
 
 def test_errors_of_the_arguments() -> None:
