@@ -214,10 +214,12 @@ class EventDataModule(TaskDataModule):
         rows = np.array(indices)
         return windows.batch(rows if split == PREDICT else windows.by_length[rows])
 
-    def figure_sequences(self, num_sequences: int = 64) -> EventSequences:
-        """Of the validation, at most so many sequences of all lengths, the longest among them."""
-        total = len(self.windows(VALIDATE))
-        return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), VALIDATE)
+    def figure_sequences(self, num_sequences: int = 64, test: bool = False) -> EventSequences:
+        """At most so many sequences of all lengths, the longest among them, of the validation or
+        the test data."""
+        split = TEST if test else VALIDATE
+        total = len(self.windows(split))
+        return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), split)
 
     def _steps_per_pass(self) -> int:
         _, world_size = self._rank_and_world_size()

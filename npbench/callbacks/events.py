@@ -33,8 +33,9 @@ class EventFigures(FigureCallback):
     """After validation, draws the model's intensity, its intervals and their calibration.
 
     See `draw`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data module
-    says what to draw: `figure_sequences()`, an `EventSequences`; if it has a `process` whose
-    `compensator` is known, that process's intensity is drawn too.
+    says what to draw: `figure_sequences(test=…)`, an `EventSequences` of the validation or the test
+    data; if it has a `process` whose `compensator` is known, that process's intensity is drawn too.
+    Where they have no event to predict, nothing is drawn.
 
     Args:
         every_n_validations: how often to draw.
@@ -45,8 +46,10 @@ class EventFigures(FigureCallback):
             raise ValueError(f"every_n_validations={every_n_validations} must be 1 or more")
         super().__init__("events", every_n_validations)
 
-    def figure(self, trainer: L.Trainer, model: EventModel) -> Figure:
-        sequences = self._from_data_module(trainer, "figure_sequences")()
+    def figure(self, trainer: L.Trainer, model: EventModel) -> Figure | None:
+        sequences = self._from_data_module(trainer, "figure_sequences")(test=trainer.testing)
+        if not sequences.num_predicted:
+            return None
         process = getattr(trainer.datamodule, "process", None)
         device = next(model.parameters()).device
         return draw(model, sequences.to(device), getattr(process, "compensator", None))

@@ -33,8 +33,8 @@ class FigureCallback(L.Callback, ABC):
         self._validations = 0
 
     @abstractmethod
-    def figure(self, trainer: L.Trainer, model: nn.Module) -> Figure:
-        """What to record; leaves the model and torch's random state as they were."""
+    def figure(self, trainer: L.Trainer, model: nn.Module) -> Figure | None:
+        """What to record, if anything; leaves the model and torch's random state as they were."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
@@ -51,6 +51,8 @@ class FigureCallback(L.Callback, ABC):
         if not trainer.is_global_zero:
             return
         figure = self.figure(trainer, pl_module.model)
+        if figure is None:
+            return
         if folder is not None:
             path = Path(folder) / "figures" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -304,7 +304,7 @@ def test_figures_can_be_drawn_now_and_then(tmp_path: Path) -> None:
 
 
 def test_the_data_module_says_what_to_draw() -> None:
-    module, figures = data(num_val=130), EventFigures()
+    module, figures = data(num_val=130, num_test=5), EventFigures()
     trainer = L.Trainer(accelerator="cpu", logger=False)
     trainer.datamodule = module  # as `fit` does
     sequences = module.figure_sequences()
@@ -313,6 +313,19 @@ def test_the_data_module_says_what_to_draw() -> None:
     figure = figures.figure(trainer, thp())
     assert f"{44 * 11} events" in figure.axes[-1].get_title()
     assert list(intensities(figure.axes[0])) == ["model", "exact"]
+    trainer.testing = True
+    figure = figures.figure(trainer, thp())
+    assert f"{5 * 11} events" in figure.axes[-1].get_title()
+
+
+def test_where_nothing_is_predicted_nothing_is_drawn(tmp_path: Path) -> None:
+    trainer = L.Trainer(accelerator="cpu", logger=CSVLogger(tmp_path, name="", version=""))
+    trainer.datamodule = data()
+    alone = random_sequences(2, 1)
+    trainer.datamodule.figure_sequences = lambda test: alone
+    assert EventFigures().figure(trainer, thp()) is None
+    EventFigures().on_test_end(trainer, EventPrediction(thp()))
+    assert not (tmp_path / "figures").exists()
 
 
 def test_figures_need_a_data_module_that_has_them() -> None:
