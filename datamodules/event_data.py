@@ -69,12 +69,12 @@ class EventWindows:
         lengths: Int64[np.ndarray, "sequences"],
         max_length: int | None = None,
         end: float | None = None,
+        least: int = 2,
     ) -> "EventWindows":
         """Cut sequences that lie one behind another into windows whose first event is at time 0.
 
         The last event of a window is the first, history only, of the next: each interval is
-        predicted once. A sequence without anything to predict is left out: of no event, or of one
-        where `end` is unknown.
+        predicted once.
 
         Args:
             times: of all events.
@@ -83,10 +83,11 @@ class EventWindows:
             max_length: most events of a window; by default a sequence is one window.
             end: until when all sequences were observed. Of a window that another follows, the end
                 is its last event, which says nothing.
+            least: events of a sequence that is not left out.
         """
         step = max(2, lengths.max(initial=0) if max_length is None else max_length) - 1
         pieces = np.maximum(1, -(-(lengths - 1) // step))
-        pieces[lengths < (2 if end is None else 1)] = 0
+        pieces[lengths < least] = 0
         sequence = np.repeat(np.arange(len(lengths)), pieces)
         place = step * (np.arange(len(sequence)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         after = np.cumsum(lengths)[sequence]
@@ -176,7 +177,8 @@ class EventDataModule(TaskDataModule):
         """`windows`, from files or a process."""
 
     def windows(self, split: int) -> EventWindows:
-        """The sequences of `TRAIN`, `VALIDATE` or `TEST`."""
+        """The sequences of `TRAIN`, `VALIDATE` or `TEST`; or of `PREDICT`, which are those of the
+        test, also of one event, after which there is something to predict."""
         if split not in self._windows:
             self._windows[split] = self._make_windows(split)
         return self._windows[split]
@@ -210,7 +212,7 @@ class EventDataModule(TaskDataModule):
 
     def evaluation_batch(self, indices: range, split: int = TEST) -> EventSequences:
         """The sequences of these indices, by length, or by their place for `PREDICT`."""
-        windows = self.windows(TEST if split == PREDICT else split)
+        windows = self.windows(split)
         rows = np.array(indices)
         return windows.batch(rows if split == PREDICT else windows.by_length[rows])
 
@@ -235,7 +237,7 @@ class EventDataModule(TaskDataModule):
         return self._evaluation_loader(len(self.windows(TEST)), TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(TEST)), PREDICT)
+        return self._evaluation_loader(len(self.windows(PREDICT)), PREDICT)
 
 
 @lru_cache(maxsize=2)

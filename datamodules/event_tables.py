@@ -112,11 +112,11 @@ class EventTable:
     def split_off(self, share: float) -> tuple["EventTable", "EventTable"]:
         """The sequences of which a hash of the name is below `share`, and the others.
 
-        Of two sequences or more, at least one is on either side.
+        Of two sequences or more, at least one is on either side, unless the share is 1.
         """
         places = np.array([_place(name) for name in self.names])
         below = places < share
-        if len(self) > 1:
+        if len(self) > 1 and share < 1:
             below[[places.argmin(), places.argmax()]] = True, False
         return self.select(below), self.select(~below)
 

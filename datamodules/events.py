@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from torch.utils.data import DataLoader
 
 from datamodules.event_data import EventDataModule, EventWindows
 from datamodules.event_files import EventFormat, read_events
@@ -19,7 +20,7 @@ from datamodules.event_tables import (
     Vocabulary,
     first_true,
 )
-from datamodules.loading import TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
 
 
 class EventSequenceDataModule(EventDataModule):
@@ -42,7 +43,8 @@ class EventSequenceDataModule(EventDataModule):
 
     Marks become 0, 1, … in the order of the vocabulary: all that the file announces
     (`dim_process`), or else those of the training sequences, in order, before a share of them is
-    held out. A checkpoint holds the vocabulary; a run that begins from one takes its own.
+    held out. The vocabulary goes with checkpoints; `EventPrediction` keeps that of its training,
+    and sets that of any data module that it is given later.
 
     Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
     the number of its line, the event's place in it, the time on its clock, and marks as they are.
@@ -60,7 +62,8 @@ class EventSequenceDataModule(EventDataModule):
         time_unit: by which all times are divided: 86400 makes days of seconds.
         val_share: share of the training sequences for validation, where the data have no part for
             it; of a file without parts, share of all.
-        test_share: share of the sequences for testing, of a file without parts.
+        test_share: share of the sequences for testing, of a file without parts; 1 to test a
+            trained model on all of them, or to predict what comes next of all.
         columns: what a table calls the sequence, the time and the mark.
         on_disorder: raise an error where a time is below that before it, or sort each sequence by
             time; events of one time stay in the order of the file.
@@ -102,10 +105,11 @@ class EventSequenceDataModule(EventDataModule):
             raise ValueError(f"max_length={max_length} must be 2 or more: the first is history")
         if not time_unit > 0:
             raise ValueError(f"time_unit={time_unit} must be above 0")
-        if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
+        leave_some = val_share > 0 and test_share > 0 and val_share + test_share < 1
+        if not (leave_some or test_share == 1):
             raise ValueError(
                 f"val_share={val_share} and test_share={test_share} must be above 0 and leave some "
-                f"sequences to train on"
+                f"sequences to train on; or test_share 1, to test on all"
             )
         if len(columns) != 3:
             raise ValueError(f"columns={columns} must be those of sequence, time and mark")
@@ -121,12 +125,19 @@ class EventSequenceDataModule(EventDataModule):
         self.on_disorder = on_disorder
         self.on_duplicates = on_duplicates
         self.unknown_marks = unknown_marks
-        self._restored: Vocabulary | None = None
+        self._given: Vocabulary | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The marks as the data have them, in the order of their indices."""
-        return self._read[0] if self._restored is None else self._restored
+        """The marks as the data have them, in the order of their indices: that of the training
+        sequences, until another is set."""
+        return self._read[0] if self._given is None else self._given
+
+    @vocabulary.setter
+    def vocabulary(self, vocabulary: Vocabulary) -> None:
+        if vocabulary != self._given:
+            self._given = vocabulary
+            self._windows.clear()
 
     @property
     def num_marks(self) -> int:
@@ -142,7 +153,7 @@ class EventSequenceDataModule(EventDataModule):
             table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
                 windows' numbers, clocks and the marks' indices; null where the event is unknown.
         """
-        windows, labels = self.windows(TEST), pa.array(self._read[1][TEST].labels)
+        windows, labels = self.windows(PREDICT), pa.array(self._read[1][TEST].labels)
         is_last = np.diff(windows.sequence, append=-1) != 0
         known = pc.is_valid(table["time"]).to_numpy()
         table = table.filter(pa.array(known | is_last[table["sequence"].to_numpy()]))
@@ -162,9 +173,7 @@ class EventSequenceDataModule(EventDataModule):
         return {"vocabulary": self.vocabulary}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Index marks by a checkpoint's vocabulary from now on."""
-        self._restored = state_dict["vocabulary"]
-        self._windows.clear()
+        self.vocabulary = state_dict["vocabulary"]
 
     @cached_property
     def _read(self) -> tuple[Vocabulary, dict[int, EventTable]]:
@@ -174,7 +183,8 @@ class EventSequenceDataModule(EventDataModule):
             for split, table in read_events(self.path, self.format, self.fold, self.columns).items()
         }
         vocabulary = found["all" if "all" in found else "train"].vocabulary
-        if whole := found.pop("all", None):
+        if "all" in found:
+            whole = found.pop("all")
             found["test"], found["train"] = whole.split_off(self.test_share)
             share = self.test_share + self.val_share
             found["val"], found["train"] = found["train"].split_off(share)
@@ -192,14 +202,19 @@ class EventSequenceDataModule(EventDataModule):
         Raises:
             ValueError, OSError: if they are not what they must be.
         """
-        if stage in (None, "fit"):
-            super().setup(stage)
-        else:  # a checkpoint's vocabulary, by which marks are indexed, comes after this
+        if stage is None:
+            super().setup()
+        else:  # the vocabulary of the module, by which marks are counted, comes after this
             _ = self._read
 
+    def train_dataloader(self) -> DataLoader:
+        self.setup()  # what is wrong with the test data shows before the training
+        return super().train_dataloader()
+
     def _make_windows(self, split: int) -> EventWindows:
-        owner = "the training sequences" if self._restored is None else "the checkpoint"
-        table, marks = self._read[1][split].indexed(self.vocabulary, self.unknown_marks, owner)
+        owner = "the training sequences" if self._given is None else "the model"
+        part = TEST if split == PREDICT else split
+        table, marks = self._read[1][part].indexed(self.vocabulary, self.unknown_marks, owner)
         end = self.end
         if end is not None:
             if (event := first_true(table.times > end)) is not None:
@@ -209,11 +224,12 @@ class EventSequenceDataModule(EventDataModule):
                 )
             end = end / self.time_unit
         times = table.times / self.time_unit
-        windows = EventWindows.cut(times, marks, table.lengths, self.max_length, end)
+        least = 2 if end is None and split != PREDICT else 1
+        windows = EventWindows.cut(times, marks, table.lengths, self.max_length, end, least)
         if not len(windows):
-            part = {TRAIN: "training", VALIDATE: "validation", TEST: "testing"}[split]
+            purpose = {TRAIN: "training", VALIDATE: "validation", TEST: "testing"}[part]
             raise ValueError(
-                f"{self.path} has {len(table)} sequences for {part}, none of two events or more; "
-                f"add some, or change val_share or test_share"
+                f"{self.path} has {len(table)} sequences for {purpose}, none of two events or "
+                f"more; add some, or change val_share or test_share"
             )
         return windows

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from datamodules.event_data import EventDataModule, EventWindows
-from datamodules.loading import TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
 from datamodules.point_processes import PointProcess
 from datamodules.seeding import seeded
 
@@ -75,6 +75,8 @@ class SyntheticEventDataModule(EventDataModule):
         return self.process.num_marks
 
     def _make_windows(self, split: int) -> EventWindows:
+        if split == PREDICT:
+            return self.windows(TEST)
         number = {TRAIN: self.num_train, VALIDATE: self.num_val, TEST: self.num_test}[split]
         seed = self.seed if split == TRAIN else self.eval_seed
         times, marks, exact, lengths = [], [], [], []
@@ -93,7 +95,8 @@ class SyntheticEventDataModule(EventDataModule):
         times, marks, exact, lengths = (
             torch.cat(each).numpy() for each in (times, marks, exact, lengths)
         )
-        windows = EventWindows.cut(times, marks, lengths, end=self.end)
+        least = 2 if self.end is None else 1
+        windows = EventWindows.cut(times, marks, lengths, end=self.end, least=least)
         if not len(windows):
             raise ValueError(f"no sequence has an event until end={self.end}; take a later one")
         end = None if self.end is None else np.full(len(windows), float(self.end))

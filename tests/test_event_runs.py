@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +14,7 @@ from event_files import long_table, random_events
 from test_cli import error_of
 from torch import Tensor
 
+from datamodules import EventSequenceDataModule
 from npbench import EventSequences
 from npbench.cli import main
 from npbench.training import EventPrediction
@@ -121,6 +123,44 @@ def test_predictions_of_a_table_are_in_its_own_terms(tmp_path: Path, max_length:
     ahead = found[found["time"].isna()].set_index("sequence")["event"]
     assert ahead.to_dict() == counts[ahead.index].to_dict()
     assert len(found) == counts[ahead.index].sum()
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_marks_keep_their_meaning_on_other_data(tmp_path: Path) -> None:
+    """Of a model that is loaded for a table with fewer marks, all of which is predicted."""
+    words = {1: "buy", 2: "look", 3: "sell"}
+    frame = long_table(random_events(30)).replace({"mark": words})
+    frame.to_csv(tmp_path / "first.csv", index=False)
+    later = frame[frame["mark"] != "buy"].assign(sequence=lambda rows: rows["sequence"] + "'")
+    # Of one sequence there is but one event.
+    later = later[(later["sequence"] != "user0'") | ~later.duplicated("sequence")]
+    later.to_csv(tmp_path / "second.csv", index=False)
+    config = ["--config", str(ROOT / "configs/events/stackoverflow/thp.yaml"), *FEW[8:],
+              "--model.model.num_marks", "3",
+              "--trainer.default_root_dir", str(tmp_path)]  # fmt: skip
+    main(["fit", *config, "--trainer.max_steps", "20", "--data.path", str(tmp_path / "first.csv")])
+    checkpoint = tmp_path / "version_0/checkpoints/last.ckpt"
+    out = tmp_path / "out.parquet"
+    main(["predict", *config, "--data.path", str(tmp_path / "second.csv"), "--data.test_share", "1",
+          "--ckpt_path", str(checkpoint), "--predictions.path", str(out)])  # fmt: skip
+    found = pd.read_parquet(out)
+    sizes = later.groupby("sequence").size()
+    assert found.groupby("sequence").size().to_dict() == sizes.to_dict()
+    assert sizes["user0'"] == 1
+    assert found["mark"].dropna().isin(["look", "sell"]).all()
+
+    module = EventPrediction.load_from_checkpoint(checkpoint, weights_only=True)
+    assert module.vocabulary == ["buy", "look", "sell"]
+    other = {"path": tmp_path / "second.csv", "time_unit": 86400.0, "test_share": 1.0}
+    trainer = L.Trainer(logger=False, accelerator="cpu", enable_progress_bar=False)
+    (results,) = trainer.test(module, EventSequenceDataModule(**other), verbose=False)
+    nll = -found["log_likelihood"].mean()
+    assert results["test/nll"] == pytest.approx(nll, rel=1e-5)
+    new = pd.DataFrame({"sequence": "x", "time": [1.0, 2.0], "mark": ["buy", "hold"]})
+    new.to_csv(tmp_path / "third.csv", index=False)
+    data = EventSequenceDataModule(tmp_path / "third.csv", test_share=1.0)
+    with pytest.raises(ValueError, match=r"'hold' is none of the 3 of the model \(buy, look, sell"):
+        trainer.test(module, data)
 
 
 @pytest.mark.usefixtures("as_a_user")

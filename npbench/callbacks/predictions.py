@@ -34,7 +34,7 @@ class PredictionWriter(BasePredictionWriter):
         file = Path(self.path) if self.path else Path(folder) / "predictions.parquet"
         rank = trainer.global_rank
         self._writer = TableWriter(file.with_stem(f"{file.stem}-rank{rank}") if rank else file)
-        self._written = 0
+        self._read = self._written = 0
 
     def write_on_batch_end(
         self,
@@ -47,20 +47,21 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         table = pl_module.prediction_table(batch, prediction)
-        self._counted = name = table.schema.names[0]
+        name = table.schema.names[0]
         # Each process has every so many of them.
-        numbers = self._written + table.column(0).to_numpy()
+        numbers = self._read + table.column(0).to_numpy()
         numbers = trainer.global_rank + trainer.world_size * numbers
         table = table.set_column(0, name, pa.array(numbers))
         named = getattr(trainer.datamodule, "named_predictions", None)
-        self._writer.write(named(table) if named else table)
-        self._written += batch.batch_size
+        table = named(table) if named else table
+        self._writer.write(table)
+        self._read += batch.batch_size
+        self._written += len(table)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
         self._writer.close()
         if self._written:
-            path = self._writer.path
-            print(f"predictions of {self._written} {self._counted}s written to {path}")
+            print(f"{self._written:,} predictions written to {self._writer.path}")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: TrainingModule, exception: BaseException

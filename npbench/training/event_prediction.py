@@ -1,6 +1,6 @@
 """Training of any event model on event sequences."""
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -45,6 +45,10 @@ class EventPrediction(TrainingModule):
     resumed or tested, of one that is loaded and trained on other data, and those set by hand. Its
     weights mean something in these units only. Without a data module the units are the model's.
 
+    So do marks: where the data module has a `vocabulary`, the module keeps that of its training in
+    `vocabulary`, checkpoints too, and data modules count marks by it from then on; until it is set
+    to None.
+
     Args:
         model: with as many marks as the data.
         optimizer: from parameters to an optimiser; Adam by default.
@@ -78,11 +82,13 @@ class EventPrediction(TrainingModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps)
+        self.vocabulary: list[int] | list[str] | None = None
 
     def forward(self, sequences: EventSequences) -> NextEvent:
         return self.model(sequences)
 
     def setup(self, stage: str) -> None:
+        self._hand_over_vocabulary()
         if stage != "fit" or self._has_units():
             return
         # A checkpoint is restored after this, and brings its own units.
@@ -90,8 +96,22 @@ class EventPrediction(TrainingModule):
         if statistics is not None:
             self.model.set_time_scale(statistics.mean, statistics.log_mean, statistics.log_std)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary"] = self.vocabulary
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, and count marks by this one's vocabulary.
+
+        Raises:
+            ValueError: as `TrainingModule`.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self.vocabulary = checkpoint.get("vocabulary")
+        self._hand_over_vocabulary()
+
     def on_fit_start(self) -> None:
         self._check_marks()
+        self.vocabulary = getattr(self.trainer.datamodule, "vocabulary", None)
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
@@ -156,8 +176,13 @@ class EventPrediction(TrainingModule):
     def _measured(self, sequences: EventSequences, metrics: EventMetrics) -> dict[str, Metric]:
         return metrics.update(sequences, self.model.evaluate(sequences))
 
+    def _hand_over_vocabulary(self) -> None:
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if self.vocabulary is not None and hasattr(datamodule, "vocabulary"):
+            datamodule.vocabulary = self.vocabulary
+
     def _check_marks(self) -> None:
-        """Once a checkpoint is restored, which tells the data module its vocabulary of marks."""
+        """Once a checkpoint is restored, which tells the data module its vocabulary."""
         theirs = getattr(self.trainer.datamodule, "num_marks", self.model.num_marks)
         if theirs != self.model.num_marks:
             raise ValueError(

@@ -125,8 +125,9 @@ def test_an_unknown_mark_is_named_or_left_out(tmp_path: Path) -> None:
     )
     test = ["sell", "buy", "hold", "buy"]
     data = tiny(tmp_path, ["buy", "sell"], test)
+    data.setup("fit")
     with pytest.raises(ValueError, match=message):
-        data.setup("fit")
+        data.train_dataloader()
     batch = whole(events(tmp_path, unknown_marks="drop"))
     assert rows(batch) == [((0.0, 1.0, 3.0), (1, 0, 0))]
 
@@ -171,7 +172,7 @@ def test_a_checkpoint_s_vocabulary_holds(tmp_path: Path) -> None:
     assert rows(whole(data))[0][1] == (1, 2, 3)
     other = tiny(tmp_path / "third", ["a", "z"])
     other.load_state_dict(state)
-    message = r"train\.csv, line 3: mark 'z' is none of the 4 of the checkpoint \(a, b, c, …, d\)"
+    message = r"train\.csv, line 3: mark 'z' is none of the 4 of the model \(a, b, c, …, d\)"
     with pytest.raises(ValueError, match=message):
         other.train_dataloader()
 

@@ -278,7 +278,7 @@ def test_predictions_have_a_row_for_each_event_and_one_for_what_comes_next(
     tmp_path: Path, batch_size: int, capsys: pytest.CaptureFixture
 ) -> None:
     frame = predict(tmp_path, batch_size)
-    assert "predictions of 5 sequences written to" in capsys.readouterr().out
+    assert "20 predictions written to" in capsys.readouterr().out
     assert list(frame) == COLUMNS
     expected = [(row, event) for row in range(5) for event in range(1, row + 3)]
     assert list(zip(frame["sequence"], frame["event"])) == expected
