@@ -30,6 +30,8 @@ def read_events(
 ) -> dict[str, EventTable]:
     """The sequences for "train", perhaps "val", and "test"; or "all" where the data say no more.
 
+    A part for validation that holds no events counts as none.
+
     Args:
         path: a folder, a file, or the name of a data set on the Hugging Face hub.
         format: as `EventSequenceDataModule` says.
@@ -37,10 +39,22 @@ def read_events(
         columns: of a table: what it calls the sequence, the time and the mark.
 
     Raises:
-        ValueError: if the files are not of the format; names file and line.
+        ValueError: if the files are not of the format, which names file and line; if they hold no
+            events; if a package is missing.
         FileNotFoundError: if there are none.
-        ImportError: if a package is missing.
     """
+    found = _read(path, format, fold, columns)
+    if "val" in found and not len(found["val"].times):
+        del found["val"]
+    for split, table in found.items():
+        if not len(table.times):
+            raise ValueError(f"{path} holds no events{'' if split == 'all' else f' for {split}'}")
+    return found
+
+
+def _read(
+    path: str | Path, format: EventFormat, fold: int, columns: Sequence[str]
+) -> dict[str, EventTable]:
     if format == "auto":
         format = _find_format(path)
     if format == "huggingface":

@@ -37,7 +37,7 @@ def read_easytpp(path: Path) -> dict[str, EventTable]:
             for name, value in content.items()
             if isinstance(value, list) and (not value or isinstance(value[0], list | Mapping))
         }
-        if not any(splits.values()):
+        if not splits:
             raise ValueError(f"{path} holds {', '.join(map(str, content))}, and no sequences")
         return {
             name: _table(sequences, f"{path}, {name}, sequence", num_marks)
@@ -52,13 +52,12 @@ def read_hub(name: str) -> dict[str, EventTable]:
     """The sequences of a data set on the Hugging Face hub by split, as it names them.
 
     Raises:
-        ImportError: if the package `datasets` is missing.
-        ValueError: if the data set is not of EasyTPP's format.
+        ValueError: if the package `datasets` is missing, or the data set not of EasyTPP's format.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             f"reading {name} from the Hugging Face hub takes the package datasets: "
             f"pip install 'npbench[hub]'"
         ) from error
@@ -69,7 +68,7 @@ def read_hub(name: str) -> dict[str, EventTable]:
 
 
 def _load_json(path: Path) -> Any:
-    text = path.read_text(errors="replace")
+    text = path.read_text("utf-8-sig", "replace")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -46,7 +46,7 @@ def _read_pair(time_file: Path) -> EventTable:
     if not mark_file.is_file():
         raise FileNotFoundError(f"{time_file} has no {mark_file.name} beside it")
     time_lines, mark_lines = (
-        [line.split() for line in file.read_text(errors="replace").rstrip().splitlines()]
+        [line.split() for line in file.read_text("utf-8-sig", "replace").rstrip().splitlines()]
         for file in (time_file, mark_file)
     )
     for line, (times, marks) in enumerate(zip(time_lines, mark_lines), start=1):

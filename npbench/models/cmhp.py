@@ -53,7 +53,7 @@ class CMHP(EventModel):
         norm_residual: what the layers' residuals add; see `LayerConfig`.
         recency: let events fade as they age; see `HistoryBlock`. Ours; False is the paper's block.
         scan_chunk_size: events at a time in the scan over prefixes; changes no result. Training
-            keeps some 30·num_latents·dim_model numbers a block and event.
+            takes some 35·(num_latents + num_block_latents)·dim_model numbers a block and event.
         min_interval: least τ, in the data's unit; those below count as so much.
 
     Source: Feng et al., *Constant Memory Attention Block*, arXiv 2306.12599; the decoder is that of

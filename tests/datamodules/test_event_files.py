@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -82,6 +83,13 @@ def test_pairs_that_do_not_fit_are_named(
     (tmp_path / "event-1-test.txt").write_text(marks)
     with pytest.raises(ValueError, match=message):
         read_events(tmp_path)
+
+
+def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    write_text(tmp_path, train_1=TRAIN, test_1=TEST)
+    for file in tmp_path.glob("*-test.txt"):
+        file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert events_in(read_events(tmp_path)["test"]) == TEST
 
 
 def test_text_files_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -171,7 +179,7 @@ def changed(**values: object) -> list[dict]:
         (easytpp(TRAIN, 0), "sequence 1: dim_process is 0, not a number of marks"),
         ([[{"time_since_start": 0.0}]], "sequence 1, event 1 has no type_event"),
         ([7], "sequence 1 is neither an object nor a list of events: 7"),
-        ({"dim_process": 4, "train": []}, "holds dim_process, train, and no sequences"),
+        ({"dim_process": 4, "args": None}, "holds dim_process, args, and no sequences"),
         (7, "holds no list of sequences but 7"),
     ],
     ids=[
@@ -223,6 +231,11 @@ def test_splits_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds train\.json, train\.pkl, and one file is to be"):
         read_events(tmp_path)
+
+
+def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps(easytpp(TRAIN)), encoding="utf-8-sig")
+    assert events_in(read_events(tmp_path / "data.json")["all"]) == from_start(TRAIN)
 
 
 # Long tables
@@ -278,6 +291,55 @@ def test_marks_may_be_whole_floats(tmp_path: Path) -> None:
     assert read_events(tmp_path / "a.csv")["all"].marks.tolist() == [2, -3]
 
 
+def test_sequences_and_marks_of_a_csv_are_as_it_spells_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sequence,time,mark\n01,1,01\n1,2,1\n01,3,1\n1.0,4,10\n")
+    table = read_events(tmp_path / "a.csv")["all"]
+    assert table.names.tolist() == ["01", "1", "1.0"]
+    assert events_in(table) == [([1, 3], ["01", "1"]), ([2], ["1"]), ([4], ["10"])]
+
+
+@pytest.mark.parametrize(
+    ("spelled", "marks"),
+    [
+        (["1.0", "2.", "-30"], [1, 2, -30]),
+        (["0", " 1", "10 "], [0, 1, 10]),
+        (["01", "02", "10"], ["01", "02", "10"]),
+        (["1", "1.0", "2"], ["1", "1.0", "2"]),
+        (["1", "NaN", "1.5"], ["1", "NaN", "1.5"]),
+        (["true", "1e3", "+1"], ["true", "1e3", "+1"]),
+    ],
+    ids=["whole", "spaces", "zeros", "twice", "nan", "others"],
+)
+def test_marks_of_a_csv_are_numbers_where_that_changes_none(
+    tmp_path: Path, spelled: list[str], marks: list
+) -> None:
+    rows = "".join(f"a,{time},{mark}\n" for time, mark in enumerate(spelled))
+    (tmp_path / "a.csv").write_text(f"sequence,time,mark\n{rows}")
+    assert read_events(tmp_path / "a.csv")["all"].marks.tolist() == marks
+
+
+def test_a_parquet_file_has_types_of_its_own(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"sequence": [1, 1], "time": [0.5, 1], "mark": ["1", "2"]})
+    write_table(frame, tmp_path / "a.parquet")
+    write_table(frame.astype({"mark": int}), tmp_path / "b.parquet")
+    assert read_events(tmp_path / "a.parquet")["all"].marks.tolist() == ["1", "2"]
+    assert read_events(tmp_path / "b.parquet")["all"].marks.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_durations_count_as_seconds(tmp_path: Path, unit: str) -> None:
+    times = pd.to_timedelta([0, 1500, 86_400_000], unit="ms").as_unit(unit)
+    write_table(pd.DataFrame({"sequence": "a", "time": times, "mark": 0}), tmp_path / "a.parquet")
+    assert read_events(tmp_path / "a.parquet")["all"].times.tolist() == [0, 1.5, 86400]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_true_is_no_time(tmp_path: Path, suffix: str) -> None:
+    write_table(long_table([([True, False], [1, 1])]), tmp_path / f"a{suffix}")
+    with pytest.raises(ValueError, match=rf"a{suffix}, (line 2|row 1): time 'True' is no number"):
+        read_events(tmp_path / f"a{suffix}")
+
+
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
 def test_timestamps_are_seconds_since_1970(tmp_path: Path, zone: str | None) -> None:
     times = pd.to_datetime([10**12, 10**12 + 125], unit="ms", utc=zone is not None)
@@ -331,6 +393,59 @@ def test_tables_that_cannot_be_read_are_named(tmp_path: Path) -> None:
             read_events(tmp_path / name)
 
 
+# Parts without events
+
+
+def parts_as_one_file(folder: Path, **parts: list[Events]) -> Path:
+    content = {name: gatech(sequences) for name, sequences in parts.items()}
+    (folder / "data.json").write_text(json.dumps({"dim_process": 4} | content))
+    return folder / "data.json"
+
+
+def parts_as_pickles(folder: Path, **parts: list[Events]) -> Path:
+    for name, sequences in parts.items():
+        content = {"dim_process": 4, name: gatech(sequences)}
+        (folder / f"{name}.pkl").write_bytes(pickle.dumps(content))
+    return folder
+
+
+def parts_as_tables(folder: Path, **parts: list[Events]) -> Path:
+    for name, sequences in parts.items():
+        write_table(long_table(sequences), folder / f"{name}.csv")
+    return folder
+
+
+PARTS = pytest.mark.parametrize("write", [parts_as_one_file, parts_as_pickles, parts_as_tables])
+
+
+@PARTS
+def test_validation_without_events_counts_as_none(tmp_path: Path, write: Callable) -> None:
+    found = read_events(write(tmp_path, train=TRAIN, dev=[], test=TEST))
+    assert {split: len(table) for split, table in found.items()} == {"train": 9, "test": 5}
+
+
+@PARTS
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_other_parts_without_events_are_named(tmp_path: Path, write: Callable, empty: str) -> None:
+    path = write(tmp_path, **({"train": TRAIN, "test": TEST} | {empty: []}))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} holds no events for {empty}$"):
+        read_events(path)
+
+
+def test_text_without_events_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no events for test$"):
+        read_events(write_text(tmp_path, train_1=TRAIN, test_1=[([], [])]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "sequence,time,mark\n"), ("a.json", "[]"), ("b.json", "[[]]")]
+)
+def test_a_file_without_events_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} holds no events$"):
+        read_events(tmp_path / name)
+
+
 # The hub
 
 
@@ -353,7 +468,7 @@ def test_a_data_set_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_hub_takes_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = r"reading easytpp/taxi .* takes the package datasets: pip install 'npbench\[hub\]'"
-    with pytest.raises(ImportError, match=message):
+    with pytest.raises(ValueError, match=message):
         read_events("easytpp/taxi")
 
 
