@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
+from datamodules.seeding import place_of
+
 OnDisorder = Literal["error", "sort"]
 OnDuplicates = Literal["error", "keep", "drop"]
 UnknownMarks = Literal["error", "drop"]
@@ -114,7 +116,7 @@ class EventTable:
 
         Of two sequences or more, at least one is on either side, unless the share is 1.
         """
-        places = np.array([_place(name) for name in self.names])
+        places = np.array([place_of(name) for name in self.names])
         below = places < share
         if len(self) > 1 and share < 1:
             below[[places.argmin(), places.argmax()]] = True, False
@@ -208,8 +210,3 @@ def not_whole(marks: np.ndarray) -> Bool[np.ndarray, "events"]:
 def _some(vocabulary: Vocabulary) -> str:
     shown = ", ".join(map(str, vocabulary[:3]))
     return shown if len(vocabulary) <= 3 else f"{shown}, …, {vocabulary[-1]}"
-
-
-def _place(name: str) -> float:
-    """A number in [0, 1) that the name decides."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

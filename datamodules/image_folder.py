@@ -1,6 +1,5 @@
 """Pictures of your own."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from datamodules.image_cache import Decoder, ImageCache, OnCorrupt
 from datamodules.image_data import ImageDataModule, ImageSet
 from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.seeding import place_of
 
 _SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -114,7 +114,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.on_corrupt,
             fingerprint=repr(changes),
         )
-        place = np.array([_place(name) for name in cache.names])
+        place = np.array([place_of(name) for name in cache.names])
         below = {
             TEST: place < self.test_share,
             VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
@@ -131,8 +131,3 @@ class ImageFolderDataModule(ImageDataModule):
                 f"or test_share"
             )
         return sets
-
-
-def _place(name: str) -> float:
-    """A number in [0, 1) that the name decides."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

@@ -21,3 +21,8 @@ def seeded(*key: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
+
+
+def place_of(name: str) -> float:
+    """A number in [0, 1) that the name decides: which split it belongs to, whatever others do."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
