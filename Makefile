@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint
 
 demo: .venv/installed
-	$(BIN)/python -W ignore::FutureWarning -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest

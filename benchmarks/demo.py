@@ -26,7 +26,6 @@ from rich.table import Table
 
 from datamodules import GPDataModule
 from npbench.callbacks.figures import draw
-from npbench.cli import quieten
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")
@@ -78,7 +77,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a few steps only")
     short = parser.parse_args().short
-    quieten()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
     runs = [

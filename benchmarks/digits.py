@@ -25,7 +25,6 @@ from datamodules.loading import TEST, TRAIN
 from npbench import Task, models
 from npbench.callbacks import ImageFigures, ProgressBar
 from npbench.callbacks.images import draw
-from npbench.cli import quieten
 from npbench.optim import MuonAdam
 from npbench.training import MetaRegression
 
@@ -40,7 +39,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--figure", type=Path, default=Path("docs/digits.png"))
     options = parser.parse_args()
-    quieten()
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
     out = _OUT / options.model.lower()

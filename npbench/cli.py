@@ -1,9 +1,7 @@
 """The `npbench` command."""
 
-import logging
 import os
 import sys
-import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -16,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
 from npbench.commands import compare, condition, import_official, profile, query
-from npbench.messages import explain, options_of, refuse
+from npbench.messages import explain, options_of, quieten, refuse
 
 _DESCRIPTION = """\
 Train, measure and use constant-memory neural processes.
@@ -133,20 +131,3 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         print(f"npbench: interrupted{interrupt}", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def quieten() -> None:
-    """Leave out Lightning's advertisements, and warnings that no user can do anything about."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*torch.jit.script.* is deprecated.*",
-        ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",
-        ".*`IterableDataset` has `__len__` defined.*",
-        ".*Previous log files in this directory will be deleted.*",
-        ".*is smaller than the logging interval.*",
-        ".*The dirpath has changed from.*",
-        ".*infer the batch indices fetched.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())

@@ -1,9 +1,11 @@
-"""One sentence out of an argument parser's report."""
+"""What the user is told: one sentence out of an argument parser's report, and no noise."""
 
 import difflib
+import logging
 import re
 import shlex
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
@@ -79,3 +81,20 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         refuse(message, options_of(self), self.prog)
+
+
+def quieten() -> None:
+    """Leave out Lightning's advertisements, and warnings that no user can do anything about."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*torch.jit.script.* is deprecated.*",
+        ".*isinstance\\(treespec, LeafSpec\\).* is deprecated.*",
+        ".*`IterableDataset` has `__len__` defined.*",
+        ".*Previous log files in this directory will be deleted.*",
+        ".*is smaller than the logging interval.*",
+        ".*The dirpath has changed from.*",
+        ".*infer the batch indices fetched.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())
