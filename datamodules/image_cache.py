@@ -1,6 +1,5 @@
 """Pictures decoded and resized once, into a memory-mapped file."""
 
-import fcntl
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from rich.progress import Progress
@@ -202,18 +202,19 @@ def _check_all_exist(folder: Path, names: Sequence[str]) -> None:
 @contextmanager
 def _alone(cache_dir: Path) -> Iterator[None]:
     """One process at a time; a lock that goes with its process, however that ends."""
+    lock = FileLock(cache_dir / "lock")
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        lock = (cache_dir / "lock").open("w")
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process that builds a cache in {cache_dir}", flush=True)
+        lock.acquire()
     except OSError as error:
         raise OSError(
             f"cannot write a cache into {cache_dir} ({error.strerror}); set cache_dir to another "
             f"folder"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that builds a cache in {cache_dir}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

@@ -182,7 +182,7 @@ def test_a_build_that_ends_early_leaves_nothing(
     monkeypatch.setattr(image_cache, "_decode_all", interrupted)
     with pytest.raises(error):
         cache_of(tmp_path, names)
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
+    assert {file.name for file in (tmp_path / "cache").iterdir()} <= {"lock"}
 
 
 def test_a_cache_comes_into_being_by_a_rename(
@@ -198,7 +198,7 @@ def test_a_cache_comes_into_being_by_a_rename(
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no rename"):
         cache_of(tmp_path, names)
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
+    assert {file.name for file in (tmp_path / "cache").iterdir()} <= {"lock"}
 
 
 # Corrupt and missing pictures
@@ -230,7 +230,7 @@ def test_a_corrupt_picture_is_an_error_if_asked(tmp_path: Path) -> None:
     names = corrupt(tmp_path)
     with pytest.raises(ValueError, match=r"cut\.jpg cannot be read: .*truncated.*on_corrupt"):
         cache_of(tmp_path, names, on_corrupt="error")
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["lock"]
+    assert {file.name for file in (tmp_path / "cache").iterdir()} <= {"lock"}
 
 
 def test_nothing_but_corrupt_pictures_is_an_error(tmp_path: Path) -> None:
