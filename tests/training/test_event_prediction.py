@@ -208,8 +208,10 @@ def test_a_checkpoint_may_tell_the_data_module_its_marks(tmp_path: Path) -> None
     )
     module = EventPrediction(small_model())
     ckpt = {"ckpt_path": tmp_path / "model.ckpt", "weights_only": True}
-    trainer(tmp_path).test(module, Restored(), verbose=False, **ckpt)
-    trainer(tmp_path, max_steps=2).fit(module, Restored(), **ckpt)
+    for run in (trainer(tmp_path).test, trainer(tmp_path, max_steps=2).fit):
+        data = Restored()
+        run(module, datamodule=data, **ckpt)  # refused, if the marks were still one
+        assert data.num_marks == 2
 
 
 @pytest.mark.parametrize(
