@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from npbench.attention import _FusedAttention, attention_with_lse
+from npbench.attention import attention_with_lse
+from npbench.attention.backward import fused_attention_with_lse
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 
@@ -41,7 +42,7 @@ def main() -> None:
             ) -> float:
                 return seconds(lambda: run(attend, *inputs, backward=backward))
 
-            fused, fallback = measure(_FusedAttention.apply), measure(attention_with_lse)
+            fused, fallback = measure(fused_attention_with_lse), measure(attention_with_lse)
             shape = f"{batch} x {queries} x {points} {name}"
             print(f"{shape:<32}{fused:>8.2e} s{fallback:>10.2e} s{fallback / fused:>8.1f}x")
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npbench.models import CMANPAND, LBANPND, NeuralProcess
-from npbench.models.base import evaluating
+from npbench.models.contracts.process import evaluating
 from npbench.profiling import Measurement, measure
 from npbench.task import Task
 

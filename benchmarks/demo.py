@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import GPDataModule
-from npbench.callbacks.figures import draw
+from npbench.callbacks.regression import draw
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")

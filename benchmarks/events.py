@@ -25,7 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.event_data import EventDataModule
+from datamodules.events.base import EventDataModule
 from datamodules.loading import TRAIN
 from npbench.commands.sections import instantiate
 from npbench.models import EventModel

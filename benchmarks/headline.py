@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from npbench.models import CMANP
-from npbench.models.base import evaluating
+from npbench.models.contracts.process import evaluating
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from npbench.attention import AttentionState
 from npbench.models import CMANP
-from npbench.models.base import evaluating
+from npbench.models.contracts.process import evaluating
 
 _BLOCK = 1000
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from datamodules.kernels import RandomKernel
-from datamodules.splitting import Split
+from datamodules.sampling import Split
 from npbench.task import Exact, Task
 
 

@@ -15,8 +15,8 @@ from datamodules.loading import (
     TaskDataModule,
     at_least_one,
 )
+from datamodules.sampling import check_sizes, draw_sizes
 from datamodules.seeding import seeded
-from datamodules.splitting import check_sizes, draw_sizes
 from npbench.task import Task
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from npbench.models.base import NeuralProcess, State, evaluating
+from npbench.models.contracts.process import NeuralProcess, State, evaluating
 from npbench.tables import PointTable, TableWriter
 
 

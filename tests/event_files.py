@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules import EventSequenceDataModule
-from datamodules.event_data import EventDataModule
+from datamodules.events.base import EventDataModule
 from datamodules.loading import TEST
 from npbench import EventSequences
 

@@ -10,7 +10,7 @@ import torch
 from helpers import random_points, small, small_cmanp
 
 from npbench.models import CMANP, NeuralProcess
-from npbench.models.base import State
+from npbench.models.contracts.process import State
 from npbench.predictions import write_predictions
 from npbench.tables import PointTable
 

@@ -2,11 +2,11 @@
 
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from npbench.callbacks.events import EventFigures
-from npbench.callbacks.figures import PosteriorFigures
 from npbench.callbacks.images import ImageFigures
 from npbench.callbacks.memory import PeakMemoryProfiler
 from npbench.callbacks.predictions import PredictionWriter
 from npbench.callbacks.progress import ProgressBar
+from npbench.callbacks.regression import PosteriorFigures
 
 __all__ = [
     "BestCheckpoint",

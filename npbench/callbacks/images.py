@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npbench.callbacks.recording import FigureCallback, undisturbed
-from npbench.models.base import NeuralProcess
+from npbench.models.contracts.process import NeuralProcess
 from npbench.task import Task
 
 _KINDS = ("context", "mean", "standard\ndeviation", "sample", "truth")

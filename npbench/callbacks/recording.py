@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import nn
 
-from npbench.models.base import evaluating
+from npbench.models.contracts.process import evaluating
 
 MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from npbench.commands.arguments import given
-from npbench.models.base import NeuralProcess
+from npbench.models.contracts.process import NeuralProcess
 from npbench.training import EventPrediction, MetaRegression
 from npbench.training.base import TrainingModule
 

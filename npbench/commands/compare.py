@@ -22,7 +22,7 @@ from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
-from npbench.models.base import NeuralProcess, evaluating
+from npbench.models.contracts.process import NeuralProcess, evaluating
 from npbench.profiling import measure
 from npbench.task import Task
 

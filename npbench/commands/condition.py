@@ -14,8 +14,8 @@ from npbench.commands.arguments import check_out, columns, default_device, devic
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
 from npbench.models import CMANP, CMANPState
-from npbench.models.base import evaluating
-from npbench.models.storage import fingerprint, read_notes
+from npbench.models.contracts.process import evaluating
+from npbench.models.contracts.state_files import fingerprint, read_notes
 from npbench.tables import PointTable
 
 _DESCRIPTION = """\

@@ -9,7 +9,7 @@ from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
 from npbench.models import CMANPState
-from npbench.models.storage import read_notes
+from npbench.models.contracts.state_files import read_notes
 from npbench.predictions import write_predictions
 from npbench.tables import PointTable
 

@@ -9,7 +9,7 @@ from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from npbench.events import EventSequences
-from npbench.models.events import EventEvaluation
+from npbench.models.contracts.events import EventEvaluation
 
 
 class PerEvent(Metric):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
-from npbench.models.base import Evaluation
+from npbench.models.contracts.process import Evaluation
 from npbench.task import Task
 
 

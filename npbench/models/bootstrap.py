@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import State, masked_mean, records_arguments
 from npbench.models.conditional import AttentiveEncoder, PooledEncoder, represent
-from npbench.models.mixture import MixtureProcess, expand, log_mean_exp
-from npbench.models.points import Points, take
+from npbench.models.contracts.mixture import MixtureProcess, expand, log_mean_exp
+from npbench.models.contracts.points import Points, take
+from npbench.models.contracts.process import State, masked_mean, records_arguments
 from npbench.task import Task
 
 

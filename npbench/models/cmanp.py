@@ -15,10 +15,10 @@ from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
 from npbench.distributed import all_merge
 from npbench.likelihoods import DiagonalGaussian, independent_normal
-from npbench.models import storage
-from npbench.models.base import NeuralProcess, State, records_arguments, union
-from npbench.models.door import check_batch
-from npbench.models.points import Points
+from npbench.models.contracts import state_files
+from npbench.models.contracts.inputs import check_batch
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import NeuralProcess, State, records_arguments, union
 from npbench.models.streaming import PointReader
 
 _INFERENCE_CHUNK = 512
@@ -59,7 +59,7 @@ class CMANPState(State):
         tensors = {"attention.lse": self.attention.lse, "attention.out": self.attention.out}
         if self.latents is not None:
             tensors["latents"] = self.latents
-        storage.write(path, tensors, model, notes)
+        state_files.write(path, tensors, model, notes)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: "CMANP | None" = None) -> "CMANPState":
@@ -72,7 +72,7 @@ class CMANPState(State):
         Raises:
             ValueError: if the file is no saved state, or one of another model or other weights.
         """
-        tensors = storage.read(path, model)
+        tensors = state_files.read(path, model)
         attention = AttentionState(tensors["attention.lse"], tensors["attention.out"])
         state = cls(attention, tensors.get("latents"))
         return state if model is None else state.to(model.latents.device)

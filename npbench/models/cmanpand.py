@@ -9,10 +9,10 @@ from torch.distributions import Distribution
 
 from npbench.blocks import LayerConfig
 from npbench.likelihoods import JointGaussian
-from npbench.models.base import Evaluation, Marginals, records_arguments
 from npbench.models.cmanp import CMANP, CMANPState
-from npbench.models.joint import JointProcess, log_density
-from npbench.models.points import Points, take
+from npbench.models.contracts.joint import JointProcess, log_density
+from npbench.models.contracts.points import Points, take
+from npbench.models.contracts.process import Evaluation, Marginals, records_arguments
 
 
 class CMANPAND(JointProcess, CMANP):

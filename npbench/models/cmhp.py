@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
-from npbench.blocks import LayerConfig, QueryLayer
-from npbench.models.base import records_arguments
-from npbench.models.events import EventEmbedding, EventModel, EventState, ends
-from npbench.models.history import HistoryBlock
+from npbench.blocks import EventEmbedding, HistoryBlock, LayerConfig, QueryLayer
+from npbench.models.contracts.events import EventModel, EventState, ends
+from npbench.models.contracts.process import records_arguments
 
 # Events that `condition` absorbs at a time.
 _CONDITION_CHUNK = 256

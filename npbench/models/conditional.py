@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from npbench.attention import attend, join_heads, split_heads
 from npbench.blocks import MLP
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import NeuralProcess, State, records_arguments, union
-from npbench.models.points import Points
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import NeuralProcess, State, records_arguments, union
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from torch.distributions import Distribution
 
 from npbench.blocks import MLP, Decoder, FeedForward, LayerConfig, SelfAttention
 from npbench.likelihoods import DiagonalGaussian
-from npbench.models.base import records_arguments
-from npbench.models.points import Points
-from npbench.models.stored import StoredContext, StoredContextProcess
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import records_arguments
+from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
 
 
 class EQTNP(StoredContextProcess):

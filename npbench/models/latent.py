@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from npbench.likelihoods import DiagonalGaussian, independent_normal
-from npbench.models.base import State, records_arguments
 from npbench.models.conditional import AttentiveEncoder, PooledEncoder
-from npbench.models.mixture import MixtureProcess, expand, log_mean_exp
-from npbench.models.points import Points
+from npbench.models.contracts.mixture import MixtureProcess, expand, log_mean_exp
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import State, records_arguments
 from npbench.task import Task
 
 

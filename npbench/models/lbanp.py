@@ -9,10 +9,10 @@ from torch.distributions import Distribution
 
 from npbench.blocks import MLP, CrossAttention, Decoder, FeedForward, LayerConfig, SelfAttention
 from npbench.likelihoods import DiagonalGaussian, JointGaussian
-from npbench.models.base import records_arguments
-from npbench.models.joint import JointProcess
-from npbench.models.points import Points
-from npbench.models.stored import StoredContext, StoredContextProcess
+from npbench.models.contracts.joint import JointProcess
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import records_arguments
+from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
 
 
 class LBANP(StoredContextProcess):

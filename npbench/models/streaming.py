@@ -12,8 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from npbench.attention import AttentionState, attention_backward
-from npbench.models.points import Points
+from npbench.attention import AttentionState
+from npbench.attention.backward import attention_backward
+from npbench.attention.kernels import score_bias
+from npbench.blocks import CrossAttention
+from npbench.models.contracts.points import Points
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,18 @@ class PointReader:
 
     $$W_i\, \mathrm{LN}_i(E) = (W_i\, \mathrm{diag}\, \gamma_i)\, \hat{E} + W_i \beta_i$$
 
+    (`CrossAttention.folded_projection`).
+
     Args:
         embed: from [x, y] to the points' embeddings.
         blocks: `ConstantMemoryAttentionBlock`s, whose latents attend to them.
+        bias: from the inputs x, [batch, points, dim_x], to what the scores get added,
+            [blocks, batch, heads, latents, points]; called with one chunk of points at a time.
     """
 
     embed: nn.Module
     blocks: nn.ModuleList
+    bias: nn.Module | None = None
 
     def absorb(self, points: Points) -> AttentionState:
         """The blocks' states of these points, stacked, by ordinary autograd."""
@@ -45,9 +53,10 @@ class PointReader:
         projection = self.projection()
         for points in chunks:
             k, v = self.keys_values(points, projection)
+            bias = None if self.bias is None else self.bias(points.x).flatten(0, 1)
             state = AttentionState.from_chunk(
                 _for_tasks(queries, k.shape[1]), k.flatten(0, 1), v.flatten(0, 1),
-                _repeated(points.mask, len(k)),
+                _repeated(points.mask, len(k)), bias,
             )  # fmt: skip
             yield state.map(lambda z, shape=k.shape[:2]: z.unflatten(0, shape))
 
@@ -60,9 +69,8 @@ class PointReader:
 
     def queries(self) -> Float[Tensor, "blocks 1 heads queries dim_head"]:
         """What the latents of each block ask of the points."""
-        latents = [block.latents[None] for block in self.blocks]
         return torch.stack(
-            [layer.attention.queries(layer.norm(z)) for layer, z in zip(self._layers, latents)]
+            [layer.queries_of(block.latents) for layer, block in zip(self._layers, self.blocks)]
         )
 
     def projection(
@@ -71,10 +79,8 @@ class PointReader:
         Float[Tensor, "blocks dim_model two_dim_model"], Float[Tensor, "blocks 1 two_dim_model"]
     ]:
         """The weights and biases that take normalised embeddings to the blocks' keys and values."""
-        layers = [(layer.attention.to_kv.weight, layer.norm_context) for layer in self._layers]
-        weight = torch.stack([w * norm.weight for w, norm in layers])
-        bias = torch.stack([w @ norm.bias for w, norm in layers])
-        return weight.mT, bias[:, None]
+        weights, biases = zip(*(layer.folded_projection() for layer in self._layers))
+        return torch.stack(weights).mT, torch.stack(biases)[:, None]
 
     def keys_values(
         self, points: Points, projection: tuple[Tensor, Tensor]
@@ -92,12 +98,14 @@ class PointReader:
         return first.attention.split_keys_values(projected.unflatten(1, points.x.shape[:2]))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that keys and values depend on."""
-        of_layers = (m for x in self._layers for m in (x.norm_context, x.attention.to_kv))
-        return [parameter for m in (self.embed, *of_layers) for parameter in m.parameters()]
+        """Those that keys, values and the bias depend on."""
+        of_layers = [m for x in self._layers for m in (x.norm_context, x.attention.to_kv)]
+        of_bias = [] if self.bias is None else [self.bias]
+        modules = [self.embed, *of_layers, *of_bias]
+        return [parameter for module in modules for parameter in module.parameters()]
 
     @property
-    def _layers(self) -> list[nn.Module]:
+    def _layers(self) -> list[CrossAttention]:
         return [block.attend_points for block in self.blocks]
 
 
@@ -139,10 +147,7 @@ class _Fold(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_lse: Tensor, grad_out: Tensor) -> tuple:
         mask, queries, x, y, lse, out, *parameters = ctx.saved_tensors
-        state, grad = (
-            AttentionState(z.flatten(0, 1), o.flatten(0, 1))
-            for z, o in ((lse, out), (grad_lse, grad_out))
-        )
+        lse, out, grad_lse, grad_out = (z.flatten(0, 1) for z in (lse, out, grad_lse, grad_out))
         q = _for_tasks(queries, len(x))
         grad_queries = torch.zeros_like(queries, dtype=lse.dtype)
         x_and_y = ctx.needs_input_grad[4:6]
@@ -153,17 +158,22 @@ class _Fold(torch.autograd.Function):
             leaves = [z.detach().requires_grad_(g) for z, g in zip((chunk.x, chunk.y), x_and_y)]
             with torch.enable_grad(), torch.autocast(*ctx.autocast):
                 k, v = ctx.reader.keys_values(Points(*leaves, chunk.mask), ctx.reader.projection())
-            grad_q, grad_k, grad_v = attention_backward(
+                bias = None if ctx.reader.bias is None else ctx.reader.bias(leaves[0])
+            has_gradient = bias is not None and bias.requires_grad
+            added = None if bias is None else bias.detach().flatten(0, 1)
+            grad_q, grad_k, grad_v, grad_bias = attention_backward(
                 q, k.detach().flatten(0, 1), v.detach().flatten(0, 1),
-                _repeated(chunk.mask, len(k)), state, grad,
+                score_bias(_repeated(chunk.mask, len(k)), added, q.dtype),
+                lse, out, grad_lse, grad_out, of_bias=has_gradient,
             )  # fmt: skip
             grad_queries += grad_q.unflatten(0, k.shape[:2]).sum(dim=1, keepdim=True)
             leaves = [leaf for leaf in leaves if leaf.requires_grad]
             if not (leaves or trained):
                 continue
-            found = torch.autograd.grad(
-                [k, v], [*leaves, *trained], [grad_k.view_as(k), grad_v.view_as(v)]
-            )
+            made, grads = [k, v], [grad_k.view_as(k), grad_v.view_as(v)]
+            if has_gradient:
+                made, grads = [*made, bias], [*grads, grad_bias.view_as(bias)]
+            found = torch.autograd.grad(made, [*leaves, *trained], grads)
             inputs.append(list(found[: len(leaves)]))
             if trained:
                 torch._foreach_add_(totals, found[len(leaves) :])

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from npbench.blocks import LayerConfig, TransformerLayer
-from npbench.models.base import records_arguments
-from npbench.models.events import EventEmbedding, EventModel, EventState, ends
+from npbench.blocks import EventEmbedding, LayerConfig, TransformerLayer
+from npbench.models.contracts.events import EventModel, EventState, ends
+from npbench.models.contracts.process import records_arguments
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from torch.distributions import Distribution
 
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
 from npbench.likelihoods import DiagonalGaussian, JointGaussian
-from npbench.models.base import Evaluation, masked_mean, records_arguments
-from npbench.models.joint import JointProcess
-from npbench.models.points import Points
-from npbench.models.stored import StoredContext, StoredContextProcess
+from npbench.models.contracts.joint import JointProcess
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import Evaluation, masked_mean, records_arguments
+from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
 
 
 class TNPD(StoredContextProcess):

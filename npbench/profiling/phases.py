@@ -11,7 +11,7 @@ from torch import Tensor
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.models import EventModel, EventState, NeuralProcess, State
-from npbench.models.base import Marginals, evaluating, in_mode
+from npbench.models.contracts.process import Marginals, evaluating, in_mode
 from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
 from npbench.task import Task
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import EventMetrics
-from npbench.models.events import EventModel
+from npbench.models.contracts.events import EventModel
 from npbench.training.base import TrainingModule
 
 

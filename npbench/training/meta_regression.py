@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from npbench.metrics import RegressionMetrics
-from npbench.models.base import Marginals, NeuralProcess, evaluating
+from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
 from npbench.task import Task
 from npbench.training.base import TrainingModule
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import GPDataModule
 from npbench.callbacks import PosteriorFigures, PredictionWriter
-from npbench.callbacks.figures import draw
+from npbench.callbacks.regression import draw
 from npbench.models import CMANP, CNP
 from npbench.training import MetaRegression
 

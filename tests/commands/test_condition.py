@@ -23,7 +23,7 @@ from npbench.cli import main
 from npbench.commands import checkpoints
 from npbench.commands import condition as command
 from npbench.models import CMANP, CMANPState
-from npbench.models.storage import read_notes
+from npbench.models.contracts.state_files import read_notes
 from npbench.profiling import LiveTensors
 
 pytestmark = pytest.mark.usefixtures("as_a_user")

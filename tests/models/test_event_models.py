@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from npbench import EventSequences
-from npbench.blocks import LayerConfig
+from npbench.blocks import HistoryBlock, LayerConfig
 from npbench.likelihoods import NextEvent
 from npbench.models import CMHP, THP, EventModel
-from npbench.models.history import HistoryBlock
 from npbench.profiling import LiveTensors
 
 NUM_MARKS = 3

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from npbench import models
 from npbench.models import NeuralProcess, State
-from npbench.models.base import Evaluation, Marginals
+from npbench.models.contracts.process import Evaluation, Marginals
 from npbench.task import Task
 
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]

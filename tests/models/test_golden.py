@@ -12,7 +12,7 @@ from torch import Tensor
 
 from npbench.interop import official
 from npbench.models import NeuralProcess, State
-from npbench.models.points import Points
+from npbench.models.contracts.points import Points
 from npbench.task import Task
 
 NAMES = ["cmanp", "cmanpand", "lbanp", "lbanpnd", "eqtnp", "tnpd", "tnpa", "tnpnd",

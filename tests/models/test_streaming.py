@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from npbench import attention
-from npbench.attention import AttentionState
+from npbench.attention import AttentionState, kernels
 from npbench.models import CMANP
-from npbench.models.points import Points
+from npbench.models.contracts.points import Points
 from npbench.models.streaming import PointReader
 from npbench.profiling import LiveTensors
 from npbench.task import Task
@@ -19,7 +18,7 @@ from npbench.task import Task
 @pytest.fixture(params=["fused", "public"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "public":
-        monkeypatch.setattr(attention, "_HAS_FUSED_KERNEL", False)
+        monkeypatch.setattr(kernels, "_HAS_FUSED_KERNEL", False)
     return request.param
 
 

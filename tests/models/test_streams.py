@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from npbench.models import CMANP
-from npbench.models.door import ChunkError, Door
+from npbench.models.contracts.inputs import ChunkError, Door
 from npbench.profiling import LiveTensors
 from npbench.tables import PointTable
 

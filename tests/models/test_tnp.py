@@ -8,8 +8,8 @@ from helpers import (
 )
 
 from npbench.models import TNPA, TNPD
-from npbench.models.points import Points
-from npbench.models.stored import StoredContext
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.stored_context import StoredContext
 
 SIZES = {"dim_model": 16, "num_heads": 2, "num_layers": 3, "dim_feedforward": 16, "embed_depth": 2}
 

@@ -1,0 +1,20 @@
+"""The file formats of event sequences, one a module; `detect` finds out which one a path has."""
+
+from datamodules.events.formats.detect import EventFormat, read_events
+from datamodules.events.formats.event_table import (
+    EventTable,
+    OnDisorder,
+    OnDuplicates,
+    UnknownMarks,
+    Vocabulary,
+)
+
+__all__ = [
+    "EventFormat",
+    "EventTable",
+    "OnDisorder",
+    "OnDuplicates",
+    "UnknownMarks",
+    "Vocabulary",
+    "read_events",
+]

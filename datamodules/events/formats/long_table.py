@@ -1,0 +1,114 @@
+"""Event sequences as one long table, of an event a row."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Shaped
+
+from datamodules.events.formats.event_table import EventTable, not_whole
+
+_WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
+
+
+def read_table(path: Path, columns: Sequence[str]) -> EventTable:
+    """The sequences of a table, in the order of their first rows; the rows may be in any order of
+    sequences.
+
+    Times are numbers, or in Parquet durations, which count as seconds, or timestamps, as seconds
+    since 1970. Sequences and marks of a CSV are text as it spells them; its marks are numbers where
+    all are whole, none with leading zeros and none spelled in two ways.
+
+    Args:
+        path: `.csv`, perhaps zipped, or `.parquet`.
+        columns: what the table calls the sequence, the time and the mark.
+
+    Raises:
+        ValueError: if something is missing or no number; names the line.
+    """
+    sequence, time, mark = columns
+    frame, source = _read_frame(path, sequence, mark)
+    for name in columns:
+        if name not in frame.columns:
+            raise ValueError(
+                f"{path} has no column {name!r}, only {', '.join(map(str, frame.columns))}; set "
+                f"columns to its names of the sequence, the time and the mark"
+            )
+    for name in columns:
+        for line in frame.index[frame[name].isna()][:1]:
+            raise ValueError(f"{source} {line}: there is no {name}")
+    times = _times(frame[time], source)
+    marks = _marks(frame[mark], source)
+    codes, names = pd.factorize(frame[sequence])
+    order = np.argsort(codes, kind="stable")
+    names = np.array([str(name) for name in names], dtype=object)
+    return EventTable(
+        times=times[order],
+        marks=marks[order],
+        lengths=np.bincount(codes, minlength=len(names)),
+        names=names,
+        labels=names,
+        sources=np.full(len(names), source, dtype=object),
+        lines=frame.index.to_numpy(np.int64)[order],
+        places=np.zeros(len(frame), np.int64),
+    )
+
+
+def _read_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str]:
+    """The table, each row under its number in the file, and what these numbers count."""
+    try:
+        if path.suffix in (".parquet", ".pq"):
+            frame = pd.read_parquet(path)
+            frame.index = pd.RangeIndex(1, len(frame) + 1)
+            return frame, f"{path}, row"
+        # A mark may be called NA.
+        frame = pd.read_csv(
+            path,
+            dtype={sequence: str, mark: str},
+            keep_default_na=False,
+            na_values=[""],
+            skip_blank_lines=False,
+            low_memory=False,
+        )
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    frame.index = pd.RangeIndex(2, len(frame) + 2)
+    if mark in frame.columns:
+        frame[mark] = _numbers_or_text(frame[mark])
+    return frame.dropna(how="all"), f"{path}, line"
+
+
+def _numbers_or_text(column: pd.Series) -> pd.Series:
+    """Marks as numbers where all are whole and stay apart, or where some are fractions, which
+    `_marks` refuses; as text otherwise."""
+    texts = column.dropna().drop_duplicates()
+    numbers = pd.to_numeric(texts, errors="coerce")
+    faithful = texts.str.fullmatch(_WHOLE).all() and numbers.is_unique
+    if faithful or (numbers.notna().all() and not_whole(numbers.to_numpy()).any()):
+        return column.map(dict(zip(texts, numbers)))
+    return column
+
+
+def _times(column: pd.Series, source: str) -> Float64[np.ndarray, "events"]:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        column = column - pd.Timestamp(0, tz=column.dt.tz)
+    if pd.api.types.is_timedelta64_dtype(column):
+        return (column / pd.Timedelta(seconds=1)).to_numpy(np.float64)
+    if pd.api.types.infer_dtype(column) == "boolean":
+        column = column.astype(str)  # True would count as 1
+    numbers = pd.to_numeric(column, errors="coerce")
+    for line in column.index[numbers.isna()][:1]:
+        raise ValueError(f"{source} {line}: time {column[line]!r} is no number")
+    return numbers.to_numpy(np.float64)
+
+
+def _marks(column: pd.Series, source: str) -> Shaped[np.ndarray, "events"]:
+    """Whole numbers or text, as the column has them."""
+    if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
+        return column.astype(str).to_numpy().astype(np.str_)
+    marks = column.to_numpy()
+    for line in column.index[not_whole(marks)][:1]:
+        raise ValueError(f"{source} {line}: mark {column[line]} is neither whole number nor text")
+    return marks.astype(np.int64)

@@ -1,0 +1,235 @@
+"""Sequences of events from files."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch.utils.data import DataLoader
+
+from datamodules.events.base import EventDataModule, EventWindows
+from datamodules.events.formats.detect import EventFormat, read_events
+from datamodules.events.formats.event_table import (
+    EventTable,
+    OnDisorder,
+    OnDuplicates,
+    UnknownMarks,
+    Vocabulary,
+    first_true,
+)
+from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
+
+
+class EventSequenceDataModule(EventDataModule):
+    """Sequences of marked events, in the formats of the field.
+
+    - text: a folder of `time-K-train.txt`, `event-K-train.txt` and the same for test (Du et al.,
+      KDD 2016), a sequence a line. Where there are no training files, fold K is trained on the test
+      files of all others, as with Stack Overflow.
+    - easytpp: a folder of train, dev and test as `.json` or `.pkl`, or one file of all three
+      (Gatech, EasyTPP). Pickles may hold plain containers and numbers, and nothing that runs.
+    - table: a long table as `.csv`, `.csv.gz` or `.parquet`, of an event a row; or a folder of
+      three, train, val and test.
+    - huggingface: the name of a data set, `easytpp/…`; takes the package datasets.
+
+    A hash of a sequence's times, in tables of its name, says whether it is for validation where the
+    data have no part for it, and for testing where a file has no parts at all; others move none,
+    once there are enough that each part has one. Batches are made as `EventDataModule` says. Each
+    window begins at time 0, which its first event is. Sequences of fewer than two events say
+    nothing and are left out; with an `end`, only those of none.
+
+    Marks become 0, 1, … in the order of the vocabulary: all that the file announces
+    (`dim_process`), or else those of the training sequences, in order, before a share of them is
+    held out. The vocabulary goes with checkpoints; `EventPrediction` keeps that of its training,
+    and sets that of any data module that it is given later.
+
+    Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
+    the number of its line, the event's place in it, the time on its clock, and marks as they are.
+    All times, of intervals too, count `time_unit`.
+
+    Args:
+        path: a folder, a file, or the name of a data set on the Hugging Face hub.
+        format: by default found out from what lies there.
+        fold: of text pairs, the fold that is tested on.
+        batch_size: sequences a training step, on each rank.
+        max_length: most events of a sequence; longer ones are cut into windows, each of which
+            begins with the last event of the one before, as history: every event but the first of a
+            sequence is predicted once. By default sequences stay whole.
+        end: until when every sequence was observed, by the data's own clock.
+        time_unit: by which all times are divided: 86400 makes days of seconds.
+        val_share: share of the training sequences for validation, where the data have no part for
+            it; of a file without parts, share of all.
+        test_share: share of the sequences for testing, of a file without parts; 1 to test a
+            trained model on all of them, or to predict what comes next of all.
+        columns: what a table calls the sequence, the time and the mark.
+        on_disorder: raise an error where a time is below that before it, or sort each sequence by
+            time; events of one time stay in the order of the file.
+        on_duplicates: raise an error where a time is that before it, keep both events, or drop the
+            second.
+        unknown_marks: raise an error at a mark that is not in the vocabulary, or drop the event.
+        eval_batch_size: sequences an evaluation step; changes no result.
+        seed: of the order of the training sequences.
+        num_workers: processes that make batches; 0 makes them in the training process.
+
+    Example:
+        >>> data = EventSequenceDataModule("data/stackoverflow", fold=2, time_unit=86400.0)
+        >>> data.fold
+        2
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        format: EventFormat = "auto",
+        fold: int = 1,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        end: float | None = None,
+        time_unit: float = 1.0,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        columns: Sequence[str] = ("sequence", "time", "mark"),
+        on_disorder: OnDisorder = "error",
+        on_duplicates: OnDuplicates = "error",
+        unknown_marks: UnknownMarks = "error",
+        eval_batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        at_least_one(fold=fold)
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length={max_length} must be 2 or more: the first is history")
+        if not time_unit > 0:
+            raise ValueError(f"time_unit={time_unit} must be above 0")
+        leave_some = val_share > 0 and test_share > 0 and val_share + test_share < 1
+        if not (leave_some or test_share == 1):
+            raise ValueError(
+                f"val_share={val_share} and test_share={test_share} must be above 0 and leave some "
+                f"sequences to train on; or test_share 1, to test on all"
+            )
+        if len(columns) != 3:
+            raise ValueError(f"columns={columns} must be those of sequence, time and mark")
+        self.path = path
+        self.format = format
+        self.fold = fold
+        self.max_length = max_length
+        self.end = end
+        self.time_unit = time_unit
+        self.val_share = val_share
+        self.test_share = test_share
+        self.columns = columns
+        self.on_disorder = on_disorder
+        self.on_duplicates = on_duplicates
+        self.unknown_marks = unknown_marks
+        self._given: Vocabulary | None = None
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The marks as the data have them, in the order of their indices: that of the training
+        sequences, until another is set."""
+        return self._read[0] if self._given is None else self._given
+
+    @vocabulary.setter
+    def vocabulary(self, vocabulary: Vocabulary) -> None:
+        if vocabulary != self._given:
+            self._given = vocabulary
+            self._windows.clear()
+
+    @property
+    def num_marks(self) -> int:
+        return len(self.vocabulary)
+
+    def named_predictions(self, table: pa.Table) -> pa.Table:
+        """Predictions of the test sequences, in the data's own terms.
+
+        Of what comes after the last event of a window, only that of a sequence's last window is
+        kept: of the others it is predicted in the next.
+
+        Args:
+            table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
+                windows' numbers, clocks and the marks' indices; null where the event is unknown.
+        """
+        windows, labels = self.windows(PREDICT), pa.array(self._read[1][TEST].labels)
+        is_last = np.diff(windows.sequence, append=-1) != 0
+        known = pc.is_valid(table["time"]).to_numpy()
+        table = table.filter(pa.array(known | is_last[table["sequence"].to_numpy()]))
+        window, vocabulary = table["sequence"].to_numpy(), pa.array(self.vocabulary)
+        named = {
+            "sequence": labels.take(pa.array(windows.sequence[window])),
+            "event": pc.add(table["event"], windows.place[window]),
+            "time": pc.add(table["time"], windows.origin[window]),
+            "mark": vocabulary.take(table["mark"]),
+            "mark_predicted": vocabulary.take(table["mark_predicted"]),
+        }
+        for name, column in named.items():
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        return table
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.vocabulary = state_dict["vocabulary"]
+
+    @cached_property
+    def _read(self) -> tuple[Vocabulary, dict[int, EventTable]]:
+        """The vocabulary, and the sequences of each split, with marks as the data have them."""
+        found = {
+            split: table.mended(self.on_disorder, self.on_duplicates)
+            for split, table in read_events(self.path, self.format, self.fold, self.columns).items()
+        }
+        vocabulary = found["all" if "all" in found else "train"].vocabulary
+        if "all" in found:
+            whole = found.pop("all")
+            found["test"], found["train"] = whole.split_off(self.test_share)
+            share = self.test_share + self.val_share
+            found["val"], found["train"] = found["train"].split_off(share)
+        elif "val" not in found:
+            found["val"], found["train"] = found["train"].split_off(self.val_share)
+        return vocabulary, {TRAIN: found["train"], VALIDATE: found["val"], TEST: found["test"]}
+
+    def prepare_data(self) -> None:
+        """Read the files: first in one process, which leaves downloads to the others."""
+        _ = self._read
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files, in every process.
+
+        Raises:
+            ValueError, OSError: if they are not what they must be.
+        """
+        if stage is None:
+            super().setup()
+        else:  # the vocabulary of the module, by which marks are counted, comes after this
+            _ = self._read
+
+    def train_dataloader(self) -> DataLoader:
+        self.setup()  # what is wrong with the test data shows before the training
+        return super().train_dataloader()
+
+    def _make_windows(self, split: int) -> EventWindows:
+        owner = "the training sequences" if self._given is None else "the model"
+        part = TEST if split == PREDICT else split
+        table, marks = self._read[1][part].indexed(self.vocabulary, self.unknown_marks, owner)
+        end = self.end
+        if end is not None:
+            if (event := first_true(table.times > end)) is not None:
+                raise ValueError(
+                    f"{table.where(event)}: time {float(table.times[event])!r} lies behind "
+                    f"end={end}, until when every sequence was observed"
+                )
+            end = end / self.time_unit
+        times = table.times / self.time_unit
+        least = 2 if end is None and split != PREDICT else 1
+        windows = EventWindows.cut(times, marks, table.lengths, self.max_length, end, least)
+        if not len(windows):
+            purpose = {TRAIN: "training", VALIDATE: "validation", TEST: "testing"}[part]
+            raise ValueError(
+                f"{self.path} has {len(table)} sequences for {purpose}, none of two events or "
+                f"more; add some, or change val_share or test_share"
+            )
+        return windows

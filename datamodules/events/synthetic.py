@@ -1,0 +1,103 @@
+"""Sequences of events drawn from a known process, with the ceiling of any model."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from datamodules.events.base import EventDataModule, EventWindows
+from datamodules.events.point_processes import PointProcess
+from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.seeding import seeded
+
+# Sequences that are drawn together: the first of a data set are the same, however large it is.
+_TOGETHER = 256
+
+
+class SyntheticEventDataModule(EventDataModule):
+    """Sequences of events drawn from a process, with their log-likelihood under it (`exact`).
+
+    The training sequences are a fixed data set, a function of `seed`, over which training passes as
+    `EventDataModule` says; a larger one begins with the smaller. Those of evaluation are functions
+    of `eval_seed`. Times are the process's own: it begins at 0, before the first event.
+
+    Args:
+        process: any `PointProcess`.
+        num_events: of each sequence, where no `end` is given.
+        end: until when each sequence is observed; it then has as many events as happen. Sequences
+            without any event are left out.
+        num_train: number of training sequences.
+        num_val: number of validation sequences.
+        num_test: number of test sequences.
+        batch_size: sequences a training step, on each rank.
+        eval_batch_size: sequences an evaluation step; changes no result.
+        seed: of the training sequences and their order.
+        eval_seed: of the validation and test sequences.
+        num_workers: processes that make batches; 0 makes them in the training process.
+
+    Example:
+        >>> process = HawkesProcess([0.2, 0.1], [[0.3, 0.2], [0.1, 0.4]])
+        >>> data = SyntheticEventDataModule(process, num_train=100)
+        >>> next(iter(data.test_dataloader())).exact.shape
+        torch.Size([64, 63])
+    """
+
+    def __init__(
+        self,
+        process: PointProcess,
+        num_events: int = 64,
+        end: float | None = None,
+        num_train: int = 4000,
+        num_val: int = 500,
+        num_test: int = 1000,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        eval_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
+        at_least_one(num_train=num_train, num_val=num_val, num_test=num_test)
+        if num_events < 2:
+            raise ValueError(f"num_events={num_events} must be 2 or more: the first is history")
+        if end is not None and not end > 0:
+            raise ValueError(f"end={end} must be above 0")
+        self.process = process
+        self.num_events = num_events
+        self.end = end
+        self.num_train = num_train
+        self.num_val = num_val
+        self.num_test = num_test
+        self.eval_seed = eval_seed
+
+    @property
+    def num_marks(self) -> int:
+        return self.process.num_marks
+
+    def _make_windows(self, split: int) -> EventWindows:
+        if split == PREDICT:
+            return self.windows(TEST)
+        number = {TRAIN: self.num_train, VALIDATE: self.num_val, TEST: self.num_test}[split]
+        seed = self.seed if split == TRAIN else self.eval_seed
+        times, marks, exact, lengths = [], [], [], []
+        number_of_events = self.num_events if self.end is None else None
+        for block in range(-(-number // _TOGETHER)):
+            # The −1 tells these keys from those of the order of a pass.
+            with seeded(split, seed, -1, block):
+                drawn = self.process.sample(_TOGETHER, number_of_events, self.end)
+            wanted = drawn.mask.clone()
+            wanted[number - block * _TOGETHER :] = False
+            likelihood = torch.nn.functional.pad(self.process.log_likelihood(drawn), (1, 0))
+            times.append(drawn.times[wanted])
+            marks.append(drawn.marks[wanted])
+            exact.append(likelihood[wanted])
+            lengths.append(wanted.sum(-1))
+        times, marks, exact, lengths = (
+            torch.cat(each).numpy() for each in (times, marks, exact, lengths)
+        )
+        least = 2 if self.end is None else 1
+        windows = EventWindows.cut(times, marks, lengths, end=self.end, least=least)
+        if not len(windows):
+            raise ValueError(f"no sequence has an event until end={self.end}; take a later one")
+        end = None if self.end is None else np.full(len(windows), float(self.end))
+        return replace(windows, origin=np.zeros(len(windows)), end=end, exact=exact)

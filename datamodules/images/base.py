@@ -1,0 +1,232 @@
+"""What all data modules of images share: which image and which pixels make which task."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.gaussian_process import outliers
+from datamodules.images.pixels import PixelDraw, images_to_task
+from datamodules.loading import (
+    FIGURES,
+    PREDICT,
+    TEST,
+    TEST_UNSEEN,
+    TRAIN,
+    VALIDATE,
+    TaskDataModule,
+    at_least_one,
+)
+from datamodules.sampling import check_sizes, draw_sizes
+from datamodules.seeding import seeded
+from npbench.task import Task
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Some images of an array, which may be a memory-mapped file."""
+
+    array: UInt8[np.ndarray, "all channels height width"]
+    rows: Int[np.ndarray, "images"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(
+        self, indices: Sequence[int] | Int[np.ndarray, "batch"]
+    ) -> UInt8[Tensor, "batch channels height width"]:
+        return torch.from_numpy(np.asarray(self.array[self.rows[np.asarray(indices)]]))
+
+
+class ImageDataModule(TaskDataModule):
+    """Tasks from images: the colour of some pixels from that of others; see `images_to_task`.
+
+    Training passes over the images in an order drawn anew for each pass, one pass after another
+    without a seam: every image once in each, and all batches full. The batch of step i on rank r is
+    a function of (seed, number of ranks, r, i), and evaluation task i is the i-th image with pixels
+    drawn from (eval_seed, i): with any number of workers, and after a resume too.
+
+    Args:
+        num_pixels: of an image.
+        batch_size: tasks a training step, on each rank.
+        eval_batch_size: tasks an evaluation step; changes no result.
+        min_num_points: fewest context points N, and fewest targets M.
+        max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
+        max_num_targets: most targets of a training task.
+        vary_sizes: let the tasks of a training batch differ in N and M, with masks; officially they
+            share both.
+        num_test_tasks: number of test tasks of each kind; by default as many as there are images.
+        num_predict_tasks: number of test images for `predict`, whose targets are all pixels that
+            are not in the context.
+        t_noise: contaminate all values with `t_noise`·StudentT(2.1), the official
+            out-of-distribution setting.
+        seed: of the training tasks.
+        eval_seed: of the validation, test and prediction tasks.
+        num_workers: processes that make tasks; 0 makes them in the training process.
+    """
+
+    def __init__(
+        self,
+        num_pixels: int,
+        batch_size: int,
+        eval_batch_size: int,
+        min_num_points: int,
+        max_num_points: int,
+        max_num_targets: int | None,
+        vary_sizes: bool,
+        num_test_tasks: int | None,
+        num_predict_tasks: int,
+        t_noise: float | None,
+        seed: int,
+        eval_seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__(eval_batch_size, num_workers)
+        at_least_one(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            min_num_points=min_num_points,
+            num_predict_tasks=num_predict_tasks,
+        )
+        if num_test_tasks is not None:
+            at_least_one(num_test_tasks=num_test_tasks)
+        check_sizes(min_num_points, max_num_points)
+        if max_num_points > num_pixels:
+            raise ValueError(
+                f"max_num_points={max_num_points} exceeds the {num_pixels} pixels of an image"
+            )
+        if max_num_targets is not None and max_num_targets < min_num_points:
+            raise ValueError(
+                f"max_num_targets={max_num_targets} must not be below "
+                f"min_num_points={min_num_points}"
+            )
+        self.num_pixels = num_pixels
+        self.batch_size = batch_size
+        self.min_num_points = min_num_points
+        self.max_num_points = max_num_points
+        self.max_num_targets = max_num_targets
+        self.vary_sizes = vary_sizes
+        self.num_test_tasks = num_test_tasks
+        self.num_predict_tasks = num_predict_tasks
+        self.t_noise = t_noise
+        self.seed = seed
+        self.eval_seed = eval_seed
+
+    @abstractmethod
+    def _read_images(self) -> dict[int, ImageSet]:
+        """`image_sets`, from files."""
+
+    @cached_property
+    def image_sets(self) -> dict[int, ImageSet]:
+        """The images of `TRAIN`, `VALIDATE` and `TEST`, and perhaps of `TEST_UNSEEN`."""
+        return self._read_images()
+
+    def prepare_data(self) -> None:
+        """Read the images: first in one process, which leaves downloads and caches to the others.
+
+        Raises:
+            ValueError, OSError: as the data module says, where the files are not what they must be.
+        """
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the images, in every process."""
+        _ = self.image_sets
+
+    def training_batch(self, index: int, rank: int = 0) -> Task:
+        """The batch of training step `index` on `rank`."""
+        images = self.image_sets[TRAIN]
+        _, world_size = self._rank_and_world_size()
+        first = (index * world_size + rank) * self.batch_size
+        places = range(first, first + self.batch_size)
+        with seeded(TRAIN, self.seed, rank, index):
+            if self.vary_sizes:
+                sizes = [self._draw_sizes() for _ in places]
+            else:
+                sizes = [self._draw_sizes()] * self.batch_size
+            draw = self._draw(sizes)
+        return images_to_task(images[_shuffled(places, len(images), self.seed)], draw)
+
+    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
+        """The fixed evaluation tasks of these indices, those of `PREDICT` with all targets."""
+        draws = []
+        for index in indices:
+            with seeded(split, self.eval_seed, index):
+                num_context, num_target = draw_sizes(self.min_num_points, self.max_num_points)
+                if split == PREDICT:
+                    num_target = self.num_pixels - num_context
+                draws.append(self._draw([(num_context, num_target)]))
+        images = self.image_sets[TEST if split == PREDICT else split]
+        return images_to_task(images[indices], PixelDraw.stack(draws))
+
+    def completion_task(self, index: int = 0, num_context: int = 50) -> Task:
+        """A task whose targets are all pixels that are not in the context, for figures.
+
+        The images are those of the test, of seen and unseen kinds by turns; a larger context of one
+        image contains the smaller ones.
+
+        Raises:
+            ValueError: if the context leaves no pixel.
+        """
+        if not 1 <= num_context < self.num_pixels:
+            raise ValueError(
+                f"num_context={num_context} must be 1 or more, and below the {self.num_pixels} "
+                f"pixels of an image"
+            )
+        kinds = [self.image_sets[kind] for kind in (TEST, TEST_UNSEEN) if kind in self.image_sets]
+        images, place = kinds[index % len(kinds)], index // len(kinds)
+        with seeded(FIGURES, self.eval_seed, index):
+            draw = self._draw([(num_context, self.num_pixels - num_context)])
+        return images_to_task(images[[place % len(images)]], draw)
+
+    def _draw_sizes(self) -> tuple[int, int]:
+        return draw_sizes(self.min_num_points, self.max_num_points, self.max_num_targets)
+
+    def _draw(self, sizes: list[tuple[int, int]]) -> PixelDraw:
+        """The pixels and the noise of tasks of these sizes, from torch's generator."""
+        num_context, num_target = torch.tensor(sizes).unbind(-1)
+        key = torch.randint(2**63 - 1, [len(sizes)])
+        noise = None
+        if self.t_noise is not None:
+            channels = self.image_sets[TEST].array.shape[1]
+            most = max(self.max_num_points, max(sum(size) for size in sizes))
+            noise = outliers(torch.Size([len(sizes), most, channels]), self.t_noise)
+        return PixelDraw(num_context, num_target, key, noise)
+
+    def train_dataloader(self) -> DataLoader:
+        _, world_size = self._rank_and_world_size()
+        steps = len(self.image_sets[TRAIN]) // (world_size * self.batch_size)
+        return self._training_loader(max(1, steps))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(len(self.image_sets[VALIDATE]), VALIDATE)
+
+    def test_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        return self._test_loader(TEST)
+
+    def predict_dataloader(self) -> DataLoader:
+        number = min(self.num_predict_tasks, len(self.image_sets[TEST]))
+        return self._evaluation_loader(number, PREDICT)
+
+    def _test_loader(self, split: int) -> DataLoader:
+        number = len(self.image_sets[split])
+        return self._evaluation_loader(min(number, self.num_test_tasks or number), split)
+
+
+def _shuffled(places: range, num_images: int, seed: int) -> Int[np.ndarray, "batch"]:
+    """The images at these places of the endless sequence of passes over all of them."""
+    return np.array(
+        [_order_of_pass(num_images, seed, p // num_images)[p % num_images] for p in places]
+    )
+
+
+@lru_cache(maxsize=2)
+def _order_of_pass(num_images: int, seed: int, number: int) -> Int[np.ndarray, "images"]:
+    with seeded(TRAIN, seed, number):
+        return torch.randperm(num_images).numpy()

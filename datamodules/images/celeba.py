@@ -1,0 +1,189 @@
+"""CelebA: faces of celebrities."""
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CelebA
+
+from datamodules.images.base import ImageDataModule, ImageSet
+from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
+from datamodules.loading import TEST, TRAIN, VALIDATE, at_least_one
+
+# Of the paper, by resolution: N + M stays below, and the most targets of a training task.
+_PROTOCOL = {32: (200, None), 64: (800, 400), 128: (1600, 400)}
+
+_PICTURES, _PARTITION, _IDENTITY = (
+    "img_align_celeba",
+    "list_eval_partition.txt",
+    "identity_CelebA.txt",
+)
+_HOME = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+
+
+class CelebADataModule(ImageDataModule):
+    """Image completion on CelebA at 32×32, 64×64 or 128×128 RGB pixels.
+
+    Split by the official partition, in the manner of the paper's code: tested on 2, trained on 0
+    and 1, but for the first persons (by number) of partition 1, `num_val_tasks` of whose pictures
+    are for validation: no person is in two splits.
+
+    Read as they are: `img_align_celeba/`, `list_eval_partition.txt` and `identity_CelebA.txt`, in
+    `root` or in `root/celeba`, where torchvision keeps them. The pictures are decoded once, the
+    central 178×178 of the 178×218 pixels resized, into a cache that all processes share: 0.6, 2.3
+    or 9.3 GiB.
+
+    Args:
+        root: the folder that holds these files, or `celeba/` with them.
+        resolution: 32, 64 or 128.
+        batch_size: tasks a training step, on each rank.
+        max_num_points: N + M stays below; N ~ U{3, …, max − 4}, M ~ U{3, …, max − 1 − N}. By
+            default 200, 800 or 1600, as the resolution is.
+        eval_seed: of the validation, test and prediction tasks.
+        download: get the files (1.4 GB) if they are missing, which takes the package gdown.
+        max_num_targets: most targets of a training task; by default 400 above resolution 32.
+        num_val_tasks: number of validation tasks.
+        center_crop: cut out the central square; otherwise the whole picture is squeezed.
+        on_corrupt: leave pictures out that cannot be read, with a warning, or raise an error.
+        cache_dir: where to keep the cache, by default `npbench-cache` beside the pictures; caches
+            of one folder are told apart by the resolution and the pictures' names.
+
+    The other arguments are those of `ImageDataModule`.
+
+    Source: Liu et al., *Deep Learning Face Attributes in the Wild*, ICCV 2015; protocol of Feng et
+    al., ICML 2024, but for the validation.
+
+    Example:
+        >>> data = CelebADataModule("data", resolution=64)
+        >>> data.max_num_points, data.max_num_targets
+        (800, 400)
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        resolution: int = 32,
+        batch_size: int = 100,
+        max_num_points: int | None = None,
+        eval_seed: int = 0,
+        download: bool = False,
+        eval_batch_size: int = 16,
+        min_num_points: int = 3,
+        max_num_targets: int | None = None,
+        vary_sizes: bool = False,
+        num_val_tasks: int = 1000,
+        num_test_tasks: int | None = None,
+        num_predict_tasks: int = 16,
+        t_noise: float | None = None,
+        center_crop: bool = True,
+        on_corrupt: OnCorrupt = "skip",
+        cache_dir: str | Path | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        if resolution not in _PROTOCOL:
+            raise ValueError(f"resolution={resolution} must be 32, 64 or 128")
+        most_points, most_targets = _PROTOCOL[resolution]
+        super().__init__(
+            num_pixels=resolution**2,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            min_num_points=min_num_points,
+            max_num_points=most_points if max_num_points is None else max_num_points,
+            max_num_targets=most_targets if max_num_targets is None else max_num_targets,
+            vary_sizes=vary_sizes,
+            num_test_tasks=num_test_tasks,
+            num_predict_tasks=num_predict_tasks,
+            t_noise=t_noise,
+            seed=seed,
+            eval_seed=eval_seed,
+            num_workers=num_workers,
+        )
+        at_least_one(num_val_tasks=num_val_tasks)
+        self.root = Path(root)
+        self.decoder = Decoder(resolution, num_channels=3, center_crop=center_crop)
+        self.download = download
+        self.num_val_tasks = num_val_tasks
+        self.on_corrupt = on_corrupt
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+
+    def prepare_data(self) -> None:
+        """Download what is missing, where that is asked for, and build the cache."""
+        if self.download and self._missing():
+            _download(self.root)
+        super().prepare_data()
+
+    def _read_images(self) -> dict[int, ImageSet]:
+        if missing := self._missing():
+            raise FileNotFoundError(
+                f"{self._folder} lacks {', '.join(missing)}: set download to true, or get the "
+                f"aligned pictures, the partition and the identities from {_HOME} and put them "
+                f"there"
+            )
+        partition_of, person_of = (
+            _read_list(self._folder / name) for name in (_PARTITION, _IDENTITY)
+        )
+        if unknown := partition_of.keys() - person_of.keys():
+            raise ValueError(
+                f"{self._folder / _IDENTITY} lacks {len(unknown)} of the pictures that "
+                f"{_PARTITION} names: {min(unknown)}, …"
+            )
+        cache = ImageCache.of(
+            self._folder / _PICTURES,
+            sorted(partition_of),
+            self.decoder,
+            self.cache_dir or self._folder / "npbench-cache",
+            self.on_corrupt,
+        )
+        partition, person = (
+            np.array([number[name] for name in cache.names]) for number in (partition_of, person_of)
+        )
+        held_out = self._held_out(partition, person)
+        rows = {
+            TRAIN: np.flatnonzero((partition != 2) & ~np.isin(person, person[held_out])),
+            VALIDATE: held_out,
+            TEST: np.flatnonzero(partition == 2),
+        }
+        for kind, name in ((TRAIN, "train on"), (TEST, "test on")):
+            if not len(rows[kind]):
+                raise ValueError(f"{self._folder / _PARTITION} leaves no picture to {name}")
+        return {kind: ImageSet(cache.images, chosen) for kind, chosen in rows.items()}
+
+    def _held_out(self, partition: np.ndarray, person: np.ndarray) -> np.ndarray:
+        """The rows of the validation pictures: partition 1, by number of the person."""
+        candidates = np.flatnonzero(partition == 1)
+        if len(candidates) < self.num_val_tasks:
+            raise ValueError(
+                f"num_val_tasks={self.num_val_tasks} exceeds the {len(candidates)} pictures of "
+                f"partition 1 in {self._folder / _PARTITION}"
+            )
+        return candidates[np.argsort(person[candidates], kind="stable")][: self.num_val_tasks]
+
+    @property
+    def _folder(self) -> Path:
+        inner = self.root / CelebA.base_folder
+        return inner if inner.is_dir() else self.root
+
+    def _missing(self) -> list[str]:
+        names = [_PARTITION, _IDENTITY, _PICTURES]
+        return [name for name in names if not (self._folder / name).exists()]
+
+
+def _read_list(path: Path) -> dict[str, int]:
+    """The number of each picture: one `000001.jpg 0` a line."""
+    numbers = {}
+    for place, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            name, number = line.split()
+            numbers[name] = int(number)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {place}: {line!r} is not a picture and a number"
+            ) from error
+    return numbers
+
+
+def _download(root: Path) -> None:
+    try:
+        CelebA(root, split="all", target_type="identity", download=True)
+    except Exception as error:  # of the network, the server, the disk or the archive
+        raise OSError(f"CelebA cannot be downloaded ({error}); get it from {_HOME}") from error

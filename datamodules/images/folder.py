@@ -1,0 +1,133 @@
+"""Pictures of your own."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.images.base import ImageDataModule, ImageSet
+from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
+from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.seeding import place_of
+
+_SUFFIXES = {
+    ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Image completion on a folder of pictures of any size, below it at any depth.
+
+    A hash of a picture's path below the folder says whether it is for training, validation or
+    testing: adding others moves none. The pictures are decoded once, their central square resized,
+    into a cache that all processes share, and that is built anew when a picture is added, removed
+    or changed.
+
+    Args:
+        root: the folder.
+        resolution: rows and columns to which the pictures are resized.
+        num_channels: 1 for grey, 3 for RGB; the model's `dim_y`.
+        batch_size: tasks a training step, on each rank.
+        max_num_points: N + M stays below; N ~ U{3, …, max − 4}, M ~ U{3, …, max − 1 − N}. By
+            default a fifth of the pixels, as with CelebA.
+        eval_seed: of the validation, test and prediction tasks.
+        val_share: share of the pictures for validation.
+        test_share: share of the pictures for testing.
+        center_crop: cut out the central square; otherwise the whole picture is squeezed.
+        on_corrupt: leave pictures out that cannot be read, with a warning, or raise an error.
+        cache_dir: where to keep the cache; by default `npbench-cache` in the folder.
+
+    The other arguments are those of `ImageDataModule`.
+
+    Example:
+        >>> data = ImageFolderDataModule("pictures", resolution=64, num_channels=1)
+        >>> data.max_num_points
+        819
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        resolution: int = 32,
+        num_channels: int = 3,
+        batch_size: int = 100,
+        max_num_points: int | None = None,
+        eval_seed: int = 0,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        eval_batch_size: int = 16,
+        min_num_points: int = 3,
+        max_num_targets: int | None = None,
+        vary_sizes: bool = False,
+        num_test_tasks: int | None = None,
+        num_predict_tasks: int = 16,
+        t_noise: float | None = None,
+        center_crop: bool = True,
+        on_corrupt: OnCorrupt = "skip",
+        cache_dir: str | Path | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        decoder = Decoder(resolution, num_channels, center_crop)
+        super().__init__(
+            num_pixels=resolution**2,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            min_num_points=min_num_points,
+            max_num_points=resolution**2 // 5 if max_num_points is None else max_num_points,
+            max_num_targets=max_num_targets,
+            vary_sizes=vary_sizes,
+            num_test_tasks=num_test_tasks,
+            num_predict_tasks=num_predict_tasks,
+            t_noise=t_noise,
+            seed=seed,
+            eval_seed=eval_seed,
+            num_workers=num_workers,
+        )
+        if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
+            raise ValueError(
+                f"val_share={val_share} and test_share={test_share} must be above 0 and leave some "
+                f"pictures to train on"
+            )
+        self.root = Path(root)
+        self.decoder = decoder
+        self.val_share = val_share
+        self.test_share = test_share
+        self.on_corrupt = on_corrupt
+        self.cache_dir = self.root / "npbench-cache" if cache_dir is None else Path(cache_dir)
+
+    def _read_images(self) -> dict[int, ImageSet]:
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.root}; put pictures there")
+        files = {
+            file.relative_to(self.root).as_posix(): file.stat()
+            for file in sorted(self.root.rglob("*"))
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+        }
+        if not files:
+            raise ValueError(f"{self.root} holds no pictures ({' '.join(sorted(_SUFFIXES))})")
+        changes = [(stat.st_size, stat.st_mtime_ns) for stat in files.values()]
+        cache = ImageCache.of(
+            self.root,
+            list(files),
+            self.decoder,
+            self.cache_dir,
+            self.on_corrupt,
+            fingerprint=repr(changes),
+        )
+        place = np.array([place_of(name) for name in cache.names])
+        below = {
+            TEST: place < self.test_share,
+            VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
+            TRAIN: place >= self.test_share + self.val_share,
+        }
+        sets = {
+            kind: ImageSet(cache.images, np.flatnonzero(is_in)) for kind, is_in in below.items()
+        }
+        if not all(len(images) for images in sets.values()):
+            counts = [len(sets[kind]) for kind in (TRAIN, VALIDATE, TEST)]
+            raise ValueError(
+                f"the {len(place)} pictures in {self.root} come apart into {counts} for training, "
+                f"validation and testing; each takes 1 or more: add pictures, or change val_share "
+                f"or test_share"
+            )
+        return sets

@@ -1,0 +1,113 @@
+"""Images as functions from pixel coordinates to colour."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from datamodules.sampling import Split
+from npbench.task import Task
+
+# The outputs of all values. Divided on the CPU, as a GPU multiplies by an inverse in its place.
+_LEVELS = torch.arange(256) / 255 - 0.5
+
+
+@dataclass(frozen=True)
+class PixelDraw:
+    """All the randomness of a batch of image tasks: who draws it, and in which order, is theirs.
+
+    `key` puts the pixels of each image in an order (see `pixel_order`): the first `num_context` of
+    them are the context, the next `num_target` the targets. `noise` is added to the values of the
+    first so many.
+    """
+
+    num_context: Int[Tensor, "batch"]
+    num_target: Int[Tensor, "batch"]
+    key: Int[Tensor, "batch"]
+    noise: Float[Tensor, "batch points channels"] | None = None
+
+    @classmethod
+    def stack(cls, draws: list["PixelDraw"]) -> "PixelDraw":
+        """Several draws as one; noise for the same number of points."""
+
+        def cat(name: str) -> Tensor:
+            return torch.cat([getattr(draw, name) for draw in draws])
+
+        noise = None if draws[0].noise is None else cat("noise")
+        return cls(cat("num_context"), cat("num_target"), cat("key"), noise)
+
+
+def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: PixelDraw) -> Task:
+    r"""One task an image: predict the colour of some pixels from that of others.
+
+    The pixel of row i and column j of an image of height H and width W is the point
+
+    $$x = \left(\frac{2i}{H-1} - 1, \frac{2j}{W-1} - 1\right), \qquad
+      y = \frac{\text{value}}{255} - \frac12 + \text{noise}$$
+
+    No pixel is both context and target, or either twice. The same images and draw give the same
+    task on any device; the task is on the device of the images.
+
+    Args:
+        images: values from 0 to 255, on any device.
+        draw: which pixels are context and which are targets.
+
+    Raises:
+        ValueError: if a draw wants more pixels than there are.
+
+    Example:
+        >>> images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
+        >>> fifty = torch.full([16], 50)
+        >>> task = images_to_task(images, PixelDraw(fifty, 2 * fifty, key=torch.arange(16)))
+        >>> task.xc.shape, task.yt.shape
+        (torch.Size([16, 50, 2]), torch.Size([16, 100, 3]))
+    """
+    height, width = images.shape[-2:]
+    num_points = int((draw.num_context + draw.num_target).max())
+    if num_points > height * width:
+        raise ValueError(f"a task of {num_points} points does not fit into {height}×{width} pixels")
+    pixel = pixel_order(draw.key.to(images.device), height * width, num_points)
+    x = _coordinates(height, width).to(images.device)[pixel]
+    value = images.flatten(2).take_along_dim(pixel[:, None], dim=2).mT
+    y = _LEVELS.to(images.device)[value.int()]
+    if draw.noise is not None:
+        y = y + draw.noise[:, :num_points].to(y)
+    split = Split(draw.num_context, draw.num_target)
+    return Task(
+        *(half(values) for half in (split.context, split.targets) for values in (x, y)),
+        split.context_mask,
+        split.target_mask,
+    ).to(images.device)
+
+
+def _coordinates(height: int, width: int) -> Float[Tensor, "pixels 2"]:
+    """Of all pixels, row by row."""
+    return torch.cartesian_prod(
+        *(2 * torch.arange(size) / max(size - 1, 1) - 1 for size in (height, width))
+    )
+
+
+def pixel_order(
+    key: Int[Tensor, "batch"], num_pixels: int, num_points: int
+) -> Int[Tensor, "batch points"]:
+    """The first `num_points` of the pixels of each image, in an order drawn by its key.
+
+    The order is that of a 64-bit hash of key and pixel: integers alone, and no two the same, so
+    that it is the same on every device and in every batch.
+
+    Source: the hash is SplitMix64 (Steele, Lea & Flood, *Fast Splittable Pseudorandom Number
+    Generators*, OOPSLA 2014).
+    """
+    pixel = torch.arange(num_pixels, device=key.device)
+    score = _mix(key[:, None] + pixel * -0x61C8864680B583EB)
+    return score.topk(num_points, dim=-1, largest=False).indices
+
+
+def _mix(bits: Int[Tensor, "batch pixels"]) -> Int[Tensor, "batch pixels"]:
+    """SplitMix64's finaliser, in place: a bijection of 64-bit integers, in which torch's wrap
+    around as they should. Its right shift repeats the sign, which the mask takes away."""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)
+        bits *= factor
+    return bits

@@ -1,0 +1,31 @@
+"""The layers and blocks that the models are made of."""
+
+from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
+from npbench.blocks.embeddings import EventEmbedding
+from npbench.blocks.history import HistoryBlock
+from npbench.blocks.layers import (
+    MLP,
+    CrossAttention,
+    Decoder,
+    FeedForward,
+    LayerConfig,
+    PreNorm,
+    QueryLayer,
+    SelfAttention,
+    TransformerLayer,
+)
+
+__all__ = [
+    "MLP",
+    "ConstantMemoryAttentionBlock",
+    "CrossAttention",
+    "Decoder",
+    "EventEmbedding",
+    "FeedForward",
+    "HistoryBlock",
+    "LayerConfig",
+    "PreNorm",
+    "QueryLayer",
+    "SelfAttention",
+    "TransformerLayer",
+]

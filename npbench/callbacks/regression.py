@@ -1,0 +1,92 @@
+"""Figures of what the model predicts, beside what is true."""
+
+from collections.abc import Sequence
+from itertools import cycle
+
+import lightning as L
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.models.contracts.process import Evaluation, NeuralProcess
+from npbench.task import Task
+
+
+class PosteriorFigures(FigureCallback):
+    """After validation, draws the model's prediction beside the exact Gaussian process's.
+
+    One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
+    right those of the process that made the task. To TensorBoard, and as `figures/step-….png` in
+    the run's folder. The data module says what to draw: `figure_task(index)`, a `Task` whose
+    targets lie in order along the first input.
+
+    Args:
+        num_tasks: rows of the figure.
+        every_n_validations: how often to draw.
+    """
+
+    def __init__(self, num_tasks: int = 3, every_n_validations: int = 1) -> None:
+        if num_tasks < 1 or every_n_validations < 1:
+            raise ValueError(
+                f"num_tasks={num_tasks} and every_n_validations={every_n_validations} must be 1 "
+                f"or more"
+            )
+        super().__init__("posterior", every_n_validations)
+        self.num_tasks = num_tasks
+
+    def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
+        figure_task = self._from_data_module(trainer, "figure_task")
+        tasks = [figure_task(index) for index in range(self.num_tasks)]
+        device = next(model.parameters()).device
+        return draw([model], [task.to(device) for task in tasks])
+
+
+def draw(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
+    """One row a task (the first of each batch), one column a model, and the exact answer last.
+
+    Leaves the models and torch's random state as they were.
+    """
+    columns = len(models) + any(task.exact is not None for task in tasks)
+    figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)
+    axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey="row")
+    for row, task in zip(axes, tasks):
+        for axis, model, color in zip(row, models, cycle(MODEL_COLORS)):
+            evaluation = _evaluate(model, task)
+            title = _title(type(model).__name__, evaluation.log_likelihood)
+            _panel(axis, task, evaluation.mean, evaluation.std, color, title)
+        if task.exact is not None:
+            title = _title("Exact", task.exact.log_likelihood)
+            _panel(row[-1], task, task.exact.mean, task.exact.std, EXACT_COLOR, title)
+    axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
+    for axis in axes[-1]:
+        axis.set_xlabel("x")
+    return figure
+
+
+def _title(name: str, log_likelihood: Tensor) -> str:
+    return f"{name}: {float(log_likelihood[0]):.2f} nats per target"
+
+
+def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
+    with undisturbed(model, task.xt.device):
+        return model.evaluate(task)
+
+
+def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title: str) -> None:
+    xc, yc, x, y, mean, std = (
+        values[0, :, 0].cpu().numpy() for values in (task.xc, task.yc, task.xt, task.yt, mean, std)
+    )
+    for width, alpha, label in ((1.96, 0.15, "95 %"), (0.674, 0.3, "50 %")):
+        axis.fill_between(
+            x, mean - width * std, mean + width * std, color=color, alpha=alpha, lw=0, label=label
+        )
+    axis.plot(x, mean, color=color, lw=1.5, label="mean")
+    axis.plot(x, y, color="black", lw=0.8, ls=":", label="truth")
+    axis.plot(xc, yc, "k.", ms=6, label="context")
+    low, high = min(y.min(), yc.min()), max(y.max(), yc.max())
+    margin = 0.35 * (high - low) + 0.1
+    axis.set_ylim(low - margin, high + margin)
+    axis.margins(x=0)
+    axis.set_title(title, fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,336 @@
+"""The contract of every model: a state that absorbs data."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from inspect import signature
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from npbench.models.contracts.inputs import ChunkError, Door, check_batch
+from npbench.models.contracts.points import Points
+from npbench.structure import TensorRecord
+from npbench.task import Task
+
+AnyState = TypeVar("AnyState", bound="State")
+Part = TypeVar("Part", bound=TensorRecord)
+
+# Data that comes in chunks, or in a file.
+Stream = Iterable | str | os.PathLike
+
+
+@dataclass(frozen=True, eq=False)
+class State(TensorRecord):
+    """What a model keeps of its context: immutable tensors, in all of which one dimension (the
+    first, if a state does not say otherwise) counts the tasks."""
+
+    batch_dim: ClassVar[int] = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of tasks."""
+        return next(self.tensors()).shape[self.batch_dim]
+
+    def repeat(self: AnyState, times: int) -> AnyState:
+        """All tasks, `times` times over."""
+        return self.map(lambda tensor: torch.cat([tensor] * times, dim=self.batch_dim))
+
+
+class Marginals(NamedTuple):
+    """The mean and standard deviation of each target's value, taken by itself."""
+
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
+
+
+class Evaluation(NamedTuple):
+    """What a model says of a task's targets: one pass serves all metrics."""
+
+    log_likelihood: Float[Tensor, "batch"]
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
+
+
+def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold."""
+
+    @wraps(init)
+    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        bound = signature(init).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        init(self, *args, **kwargs)
+        # The outermost class, which comes last, is the one to rebuild.
+        self.hparams = {k: v for k, v in bound.arguments.items() if k != "self"}
+
+    return recording
+
+
+class NeuralProcess(nn.Module, ABC):
+    """Predictions at new inputs from a context set, through a state that absorbs data.
+
+        state = model.condition(xc, yc)      # a context set becomes a state
+        state = model.update(state, x, y)    # exact: the same as conditioning on all of it
+        dist  = model.query(state, xt)       # a torch distribution over the targets
+
+    A model implements `_condition`, `_update` and `_query`; the public methods check what they are
+    given first, so the private ones meet finite tensors of the right shapes. Its `__init__` is
+    decorated with `records_arguments`. A model whose targets depend on each other has its own
+    `_evaluate` or `_sample` as well.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+    """
+
+    hparams: dict[str, Any]
+
+    scores_jointly: ClassVar[bool] = False
+    """Whether `log_likelihood` is that of all targets together, whose ceiling is higher."""
+
+    def __init__(self, dim_x: int, dim_y: int) -> None:
+        super().__init__()
+        if dim_x < 1 or dim_y < 1:
+            raise ValueError(f"dim_x={dim_x} and dim_y={dim_y} must be 1 or more")
+        self.dim_x = dim_x
+        self.dim_y = dim_y
+
+    @abstractmethod
+    def _condition(self, chunks: Iterator[Points]) -> State:
+        """The state of the union of all chunks; there is one at least, perhaps of no points."""
+
+    @abstractmethod
+    def _update(self, state: State, points: Points) -> State:
+        """The state after more points."""
+
+    @abstractmethod
+    def _query(self, state: State, xt: Tensor) -> Distribution:
+        """The prediction at `xt`."""
+
+    def condition(
+        self,
+        xc: Float[Tensor, "batch context dim_x"] | np.ndarray | Stream,
+        yc: Float[Tensor, "batch context dim_y"] | np.ndarray | None = None,
+        mask: Bool[Tensor, "batch context"] | np.ndarray | None = None,
+        chunk_size: int | None = None,
+    ) -> State:
+        """The state of a context set; an empty one gives the prior.
+
+        Tensors are of the model's type and on its device. NumPy arrays, memory-mapped ones too, and
+        chunks are brought there, and may be of one task: [context, dim_x].
+
+        Args:
+            xc: context inputs; or, in place of `xc`, `yc` and `mask`, a stream: an iterable of
+                (x, y) or (x, y, mask) chunks such as a generator, a `DataLoader` or a `PointTable`,
+                or the path of a Parquet or CSV file with columns x0, x1, …, y0, ….
+            yc: context outputs.
+            mask: True where a context point is real.
+            chunk_size: embed and absorb that many points at a time. The result is the same; where
+                the model streams, peak memory does not depend on the number of points.
+
+        Raises:
+            ValueError: on a wrong width, shape or type, and on NaN or infinite values. In a stream
+                it is a `ChunkError`, whose `state` is that of the chunks before.
+        """
+        size = self._chunk_size() if chunk_size is None else chunk_size
+        if isinstance(xc, Tensor | np.ndarray):
+            if yc is None:
+                raise ValueError("condition got context inputs xc without outputs yc")
+            return self._condition(self._door.slices(xc, yc, mask, size))
+        if not isinstance(xc, Stream):
+            raise ValueError(
+                f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
+            )
+        if yc is not None or mask is not None:
+            raise ValueError(
+                f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
+                f"got xc of type {type(xc).__name__} with other arguments"
+            )
+        return self._condition(self._door.chunks(xc, size))
+
+    def update(
+        self,
+        state: State,
+        x: Float[Tensor, "batch points dim_x"] | np.ndarray,
+        y: Float[Tensor, "batch points dim_y"] | np.ndarray,
+        mask: Bool[Tensor, "batch points"] | np.ndarray | None = None,
+    ) -> State:
+        """The state after more points: the same as conditioning on the union.
+
+        Raises:
+            ValueError: as `condition`.
+        """
+        points = self._door.points("x", x, "y", y, mask)
+        check_batch("x", points.x, state.batch_size)
+        return self._update(state, points)
+
+    def query(
+        self, state: State, xt: Float[Tensor, "batch target dim_x"] | np.ndarray | Stream
+    ) -> Distribution | Iterator[Distribution]:
+        """The predictive distribution at `xt`.
+
+        Args:
+            state: of the context.
+            xt: target inputs; or a stream of them, chunk by chunk as in `condition`, whose
+                distributions come one after another (`npbench.predictions` writes them to a file).
+
+        Raises:
+            ValueError: as `condition`, and when there are no targets.
+        """
+        if isinstance(xt, Tensor | np.ndarray):
+            return self._query(state, self._targets(state, xt).x)
+        if not isinstance(xt, Stream):
+            raise ValueError(
+                f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"
+            )
+        chunks = self._door.target_chunks(xt, state.batch_size)
+        return (self._query(state, targets.x) for targets in chunks)
+
+    def marginals(
+        self,
+        state: State,
+        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
+        mask: Bool[Tensor, "batch target"] | np.ndarray | None = None,
+    ) -> Marginals:
+        """The mean and standard deviation of each target's value, taken by itself.
+
+        Args:
+            state: of the context.
+            xt: target inputs.
+            mask: True where a target is real: those of a joint model see each other.
+
+        Raises:
+            ValueError: as `query`.
+        """
+        return self._marginals(state, self._targets(state, xt, mask))
+
+    def forward(
+        self,
+        xc: Float[Tensor, "batch context dim_x"],
+        yc: Float[Tensor, "batch context dim_y"],
+        xt: Float[Tensor, "batch target dim_x"],
+        mask: Bool[Tensor, "batch context"] | None = None,
+    ) -> Distribution:
+        """`query(condition(xc, yc, mask), xt)`."""
+        return self.query(self.condition(xc, yc, mask), xt)
+
+    def evaluate(self, task: Task) -> Evaluation:
+        """Each task's log-likelihood, and the mean and standard deviation at each target."""
+        return self._evaluate(*self._read(task))
+
+    def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
+        """Each task's log-likelihood in nats: summed over outputs, averaged over real targets.
+
+        Joint and autoregressive models give the joint log-density divided by the number of targets.
+        """
+        return self._log_likelihood(*self._read(task))
+
+    def loss(self, task: Task) -> Float[Tensor, ""]:
+        """What training minimises: the negative log-likelihood per target, averaged over tasks."""
+        return -self.log_likelihood(task).mean()
+
+    def sample(
+        self,
+        state: State,
+        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
+        num_samples: int = 1,
+    ) -> Float[Tensor, "samples batch target dim_y"]:
+        """Draws of the targets' values.
+
+        Raises:
+            ValueError: as `query`, and when `num_samples` is not 1 or more.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be 1 or more")
+        xt = self._targets(state, xt).x
+        with torch.no_grad():
+            return self._sample(state, xt, num_samples)
+
+    def _chunk_size(self) -> int | None:
+        """How many points `condition` absorbs at a time where it is not told."""
+        return None
+
+    def _marginals(self, state: State, targets: Points) -> Marginals:
+        dist = self._query(state, targets.x)
+        return Marginals(dist.mean, dist.stddev)
+
+    def _evaluate(self, state: State, targets: Points) -> Evaluation:
+        dist = self._query(state, targets.x)
+        log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
+        return Evaluation(log_likelihood, dist.mean, dist.stddev)
+
+    def _log_likelihood(self, state: State, targets: Points) -> Float[Tensor, "batch"]:
+        return self._evaluate(state, targets).log_likelihood
+
+    def _sample(
+        self, state: State, xt: Tensor, num_samples: int
+    ) -> Float[Tensor, "samples batch target dim_y"]:
+        samples = self._query(state, xt).sample(torch.Size([num_samples]))
+        return samples.reshape(num_samples, *xt.shape[:2], self.dim_y)
+
+    @property
+    def _door(self) -> Door:
+        parameter = next(self.parameters())
+        return Door(self.dim_x, self.dim_y, parameter.dtype, parameter.device)
+
+    def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
+        targets = self._door.targets("xt", xt, mask)
+        check_batch("xt", targets.x, state.batch_size)
+        return targets
+
+    def _read(self, task: Task) -> tuple[State, Points]:
+        """The state of the task's context, and its targets: checked, with 0 at padding."""
+        if task.yt is None:
+            raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
+        targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
+        self._door.check_no_task_is_empty("target_mask", targets.mask)
+        state = self.condition(task.xc, task.yc, task.context_mask)
+        self._targets(state, targets.x)
+        return state, targets
+
+
+def union(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:
+    """All parts merged, and finished; a `ChunkError` takes what there is until then with it."""
+    whole = None
+    try:
+        for part in parts:
+            whole = part if whole is None else whole.merge(part)
+    except ChunkError as error:
+        error.state = None if whole is None else finish(whole)
+        raise
+    return finish(whole)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode; after it every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; after it every module is in the mode it was in."""
+    with in_mode(model, training=False), torch.no_grad():
+        yield
+
+
+def masked_mean(
+    values: Float[Tensor, "batch points"], mask: Bool[Tensor, "batch points"] | None
+) -> Float[Tensor, "batch"]:
+    """The mean over the real points of each row."""
+    if mask is None:
+        return values.mean(dim=-1)
+    return values.masked_fill(~mask, 0.0).sum(dim=-1) / mask.sum(dim=-1)

@@ -1,0 +1,340 @@
+"""A state in a file is the state, of the model that made it and of no other."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import assert_same_prediction, assert_same_record, random_points, small, small_cmanp
+from safetensors.torch import save_file
+from torch import Tensor
+
+from npbench.models import CMANP, CMANPState
+from npbench.models.contracts import state_files
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def state_of(model: CMANP, points: int = 9, batch: int = 2) -> CMANPState:
+    x, y = random_points(batch, points, model.dim_x, model.dim_y, model.latents.dtype)
+    return model.condition(x, y)
+
+
+MODELS: dict[str, Callable[[], CMANP]] = {
+    "CMANP": small_cmanp,
+    "CMANP in float64": lambda: small_cmanp(dtype=torch.float64),
+    "CMANPAND": lambda: small("CMANPAND"),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("with_latents", [True, False])
+@pytest.mark.parametrize("with_model", [True, False])
+def test_a_state_comes_back_as_it_was(
+    make: Callable[[], CMANP], with_latents: bool, with_model: bool, tmp_path: Path
+) -> None:
+    model = make()
+    state = state_of(model)
+    if not with_latents:
+        state = state.merge(state_of(model))
+    checked = model if with_model else None
+    state.save(tmp_path / "state", model)
+    loaded = CMANPState.load(str(tmp_path / "state"), checked)
+    assert (loaded.latents is None) == (not with_latents)
+    assert_same_record(loaded, state)
+    x, y = random_points(2, 5, model.dim_x, model.dim_y, model.latents.dtype)
+    assert_same_prediction(model.query(loaded, x), model.query(state, x), 0.0)
+    assert_same_record(model.update(loaded, x, y), model.update(state, x, y))
+
+
+def test_of_no_points_too(tmp_path: Path) -> None:
+    model = small_cmanp()
+    state = state_of(model, points=0)
+    state.save(tmp_path / "state", model)
+    assert_same_record(CMANPState.load(tmp_path / "state", model), state)
+
+
+def test_what_training_has_made_is_saved_without_its_graph(tmp_path: Path) -> None:
+    model = small_cmanp()
+    with torch.enable_grad():
+        state = state_of(model)
+    state.save(tmp_path / "state", model)
+    loaded = CMANPState.load(tmp_path / "state", model)
+    assert_same_record(loaded, state)
+    assert not loaded.latents.requires_grad
+
+
+def test_it_can_be_saved_where_it_was_loaded_from(tmp_path: Path) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state = state_of(model)
+    state.save(path, model)
+    loaded = CMANPState.load(path, model)
+    state_of(model).save(path, model)
+    assert_same_record(loaded, state)
+    loaded.save(path, model)
+    assert_same_record(CMANPState.load(path, model), state)
+
+
+def test_a_file_of_the_paper_s_model_is_a_few_hundred_kilobytes_whatever_the_context(
+    tmp_path: Path,
+) -> None:
+    model = CMANP(dim_x=2, dim_y=1).eval()
+    for points in (0, 1, 1000):
+        state_of(model, points, batch=1).save(tmp_path / f"{points}", model)
+    (size,) = {path.stat().st_size for path in tmp_path.iterdir()}
+    assert 200_000 < size < 500_000
+
+
+def test_a_new_folder_is_made_and_notes_are_kept(tmp_path: Path) -> None:
+    path, model = tmp_path / "new" / "folder" / "state", small_cmanp()
+    state_of(model).save(path, model, x="lat,lon", day="2020-01-01", format="mine")
+    assert list(path.parent.iterdir()) == [path]
+    notes = state_files.read_notes(path)
+    assert notes | {"x": "lat,lon", "day": "2020-01-01"} == notes
+    assert notes["fingerprint"] == state_files.fingerprint(model)
+
+
+def changed(model: CMANP, change: Callable[[CMANP], object]) -> CMANP:
+    model = copy.deepcopy(model)
+    change(model)
+    return model
+
+
+def test_a_state_of_other_weights_is_refused(tmp_path: Path) -> None:
+    model = small_cmanp()
+    state_of(model).save(tmp_path / "state", model)
+    message = "state is a state of another model, or of other weights: load the checkpoint that"
+    for other in (
+        small_cmanp(),
+        changed(model, lambda m: m.head.mlp[-1].bias[0].add_(1e-6)),
+        changed(model, CMANP.double),
+        changed(model, CMANP.bfloat16),
+        small("CMANPAND"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CMANPState.load(tmp_path / "state", other)
+    assert CMANPState.load(tmp_path / "state", copy.deepcopy(model)).batch_size == 2
+
+
+def test_the_fingerprint_knows_every_parameter() -> None:
+    model = small_cmanp(qk_norm=True)
+    fingerprints = {state_files.fingerprint(model)}
+    for parameter in model.parameters():
+        parameter.view(-1)[-1].add_(1.0)
+        fingerprints.add(state_files.fingerprint(model))
+    assert len(fingerprints) == 1 + len(list(model.parameters()))
+
+
+def test_the_fingerprint_knows_two_weights_that_changed_places() -> None:
+    model, other = small_cmanp(), small_cmanp()
+    names = ["blocks.0.latents", "blocks.1.latents"]
+    weights = model.state_dict()
+    first, second = (weights[name] for name in names)
+    other.load_state_dict(weights | {names[0]: second, names[1]: first})
+    assert state_files.fingerprint(model) != state_files.fingerprint(other)
+    other.load_state_dict(weights)
+    assert state_files.fingerprint(model) == state_files.fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ({"context_chunk_size": 7}, True),
+        ({"dropout": 0.3}, True),
+        ({"num_heads": 4}, False),
+        ({"bound_std": True}, False),
+        ({"norm_residual": False}, False),
+    ],
+)
+def test_the_fingerprint_knows_arguments_that_leave_no_trace_in_the_weights(
+    arguments: dict, same: bool, tmp_path: Path
+) -> None:
+    """And is the same for those that change nothing in the predictions."""
+    model, other = small_cmanp(), small_cmanp(**arguments)
+    other.load_state_dict(model.state_dict())
+    assert (state_files.fingerprint(model) == state_files.fingerprint(other)) == same
+    state_of(model).save(tmp_path / "state", model)
+    if same:
+        assert CMANPState.load(tmp_path / "state", other).batch_size == 2
+    else:
+        with pytest.raises(ValueError, match="of another model, or of other weights"):
+            CMANPState.load(tmp_path / "state", other)
+
+
+def test_the_fingerprint_knows_the_class() -> None:
+    class Other(CMANP):
+        """The same arguments and weights, and other predictions perhaps."""
+
+    model = small_cmanp()
+    other = Other(**model.hparams)
+    other.load_state_dict(model.state_dict())
+    assert state_files.fingerprint(model) != state_files.fingerprint(other)
+
+
+def test_the_fingerprint_does_not_depend_on_mode_or_gradients() -> None:
+    model = small_cmanp()
+    expected = state_files.fingerprint(model)
+    model.train().requires_grad_(False)
+    assert state_files.fingerprint(model) == expected
+
+
+def test_a_state_that_was_saved_without_its_model_is_loaded_without_one(tmp_path: Path) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state = state_of(model)
+    state.save(path)
+    assert_same_record(CMANPState.load(path), state)
+    with pytest.raises(ValueError, match=r"was saved without its model, .* save it by state\.save"):
+        CMANPState.load(path, model)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut_in_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("a state\n" * 100)
+
+
+def checkpoint(path: Path) -> None:
+    torch.save(small_cmanp().state_dict(), path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def tensors(path: Path, **facts: str) -> None:
+    save_file({"attention.lse": torch.ones(2)}, path, facts or None)
+
+
+def tensors_of_others(path: Path) -> None:
+    tensors(path, format="pt")
+
+
+def of_the_future(path: Path) -> None:
+    tensors(path, format="npbench-state", version="2")
+
+
+def of_no_version(path: Path) -> None:
+    tensors(path, format="npbench-state")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut, "file is no state file: "),
+        (cut_in_the_header, "file is no state file: "),
+        (nothing, "file is no state file: "),
+        (text, "file is no state file: "),
+        (checkpoint, "file is no state file: "),
+        (folder, "there is no state file "),
+        (gone, "there is no state file "),
+        (tensors, "file holds tensors, but no state that npbench has saved"),
+        (tensors_of_others, "file holds tensors, but no state that npbench has saved"),
+        (of_the_future, "file is a state file of version 2; this npbench reads 1"),
+        (of_no_version, "file is a state file of version None; this npbench reads 1"),
+    ],
+)
+def test_what_is_no_state_is_refused(
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    model, path = small_cmanp(), tmp_path / "file"
+    state_of(model).save(path, model)
+    spoil(path)
+    for given in (None, model):
+        with pytest.raises(ValueError, match=message):
+            CMANPState.load(path, given)
+    with pytest.raises(ValueError, match=message):
+        state_files.read_notes(path)
+
+
+def half_written(path: Path, data: bytes) -> int:
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(path: Path, data: bytes) -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("failure", [half_written, interrupted])
+@pytest.mark.parametrize("where", ["pathlib.Path.write_bytes", "os.replace"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_failure_leaves_the_file_as_it_was_and_no_litter(
+    failure: Callable, where: str, before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state = state_of(model)
+    if before:
+        state.save(path, model)
+    fails = failure if "write" in where else lambda source, target: failure(source, b"half")
+    with monkeypatch.context() as patched:
+        patched.setattr(where, fails)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            state_of(model).save(path, model)
+    assert list(tmp_path.iterdir()) == ([path] if before else [])
+    if before:
+        assert_same_record(CMANPState.load(path, model), state)
+
+
+def test_a_file_that_is_there_is_whole_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system is asked to do meanwhile."""
+    model, path = small_cmanp(), tmp_path / "state"
+    first, second = state_of(model), state_of(model)
+    first.save(path, model)
+    write, seen = Path.write_bytes, []
+
+    def watching(self: Path, data: bytes) -> int:
+        count = write(self, data)
+        seen.append(CMANPState.load(path, model))
+        return count
+
+    monkeypatch.setattr(Path, "write_bytes", watching)
+    second.save(path, model)
+    (meanwhile,) = seen
+    assert_same_record(meanwhile, first)
+    assert_same_record(CMANPState.load(path, model), second)
+
+
+def test_tensors_of_any_layout_are_saved(tmp_path: Path) -> None:
+    """Views of larger ones, transposed ones."""
+    wide: Tensor = torch.arange(24.0).reshape(2, 3, 4)
+    state_files.write(tmp_path / "state", {"a": wide.mT, "b": wide[:, 1]}, None, {})
+    read = state_files.read(tmp_path / "state")
+    assert torch.equal(read["a"], wide.mT)
+    assert torch.equal(read["b"], wide[:, 1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_state_is_loaded_onto_the_model_s_device(tmp_path: Path) -> None:
+    model = small_cmanp()
+    state = state_of(model)
+    state.save(tmp_path / "state", model)
+    loaded = CMANPState.load(tmp_path / "state", model.cuda())
+    assert {z.device.type for z in loaded.tensors()} == {"cuda"}
+    assert_same_record(loaded.to("cpu"), state)
+    loaded.save(tmp_path / "state", model)
+    assert_same_record(CMANPState.load(tmp_path / "state"), state)
