@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import GPDataModule
-from npbench.callbacks.regression import draw
+from npbench.callbacks.regression import posterior_figure
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")
@@ -106,7 +106,7 @@ def main() -> None:
     pd.DataFrame(results).to_csv(_OUT / "results.csv", index=False)
 
     tasks = [data.figure_task(index) for index in range(3)]
-    draw([module.model for module in modules], tasks).savefig(_OUT / "predictions.png")
+    posterior_figure([module.model for module in modules], tasks).savefig(_OUT / "predictions.png")
     ceiling = results[0]["log_likelihood"] + results[0]["gap"]
     draw_learning(runs, ceiling)
     console.print(table(results))

@@ -24,7 +24,7 @@ from datamodules import ImageFolderDataModule
 from datamodules.loading import TEST, TRAIN
 from npbench import Task, models
 from npbench.callbacks import ImageFigures, ProgressBar
-from npbench.callbacks.images import draw
+from npbench.callbacks.images import completion_figure
 from npbench.optim import MuonAdam
 from npbench.training import MetaRegression
 
@@ -87,7 +87,7 @@ def main() -> None:
     )
     report(module.eval(), data)
     tasks = [[data.completion_task(index, size) for size in _SIZES[:4]] for index in range(3)]
-    draw(module.model, tasks).savefig(options.figure)
+    completion_figure(module.model, tasks).savefig(options.figure)
     print(f"figure: {options.figure}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from datamodules.kernels import RandomKernel
-from datamodules.sampling import Split
+from datamodules.sampling import ContextTargetSplit
 from npbench.task import Exact, Task
 
 
@@ -90,7 +90,7 @@ def _split(
     draw: GPDraw, x: Tensor, y: Tensor, exact: tuple[Tensor, Tensor, Tensor, Tensor] | None
 ) -> Task:
     """Context and targets apart."""
-    split = Split(draw.num_context, draw.num_target)
+    split = ContextTargetSplit(draw.num_context, draw.num_target)
     if exact is not None:
         mean, std, log_likelihood, joint_log_likelihood = exact
         exact = Exact(

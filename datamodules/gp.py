@@ -17,6 +17,7 @@ from datamodules.loading import (
 )
 from datamodules.sampling import check_sizes, draw_sizes
 from datamodules.seeding import seeded
+from npbench.errors import InputError
 from npbench.task import Task
 
 
@@ -33,7 +34,7 @@ class Curriculum:
 
     def __init__(self, kernel: Kernel, num_batches: int) -> None:
         if num_batches < 1:
-            raise ValueError(f"a curriculum takes 1 batch or more, not {num_batches}")
+            raise InputError(f"a curriculum takes 1 batch or more, not {num_batches}")
         self.kernel = RandomKernel(kernel)
         self.num_batches = num_batches
 
@@ -110,9 +111,9 @@ class GPDataModule(TaskDataModule):
         )
         check_sizes(min_num_points, max_num_points)
         if not noise_std >= 0:
-            raise ValueError(f"noise_std={noise_std} must be 0 or more")
+            raise InputError(f"noise_std={noise_std} must be 0 or more")
         if not x_range[0] < x_range[1]:
-            raise ValueError(f"x_range={x_range} must go from a number to a greater one")
+            raise InputError(f"x_range={x_range} must go from a number to a greater one")
         self.dim_x = dim_x
         self.dim_y = dim_y
         self.kernel = RandomKernel(released_rbf() if kernel is None else kernel)
@@ -206,7 +207,7 @@ def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:
         [name for name, *_ in each.kernel.named_priors()] for each in (kernel, easier)
     )
     if names != easier_names:
-        raise ValueError(
+        raise InputError(
             f"the curriculum's kernel has priors on {easier_names}, the data module's on {names}; "
             f"they must be the same kernel"
         )

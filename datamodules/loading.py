@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.task import Task
 
@@ -53,7 +54,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """This rank's share of the fixed tasks: every `world_size`-th, none twice, none lost."""
         rank, world_size = self._rank_and_world_size()
         if num_tasks < world_size:
-            raise ValueError(
+            raise InputError(
                 f"{num_tasks} evaluation tasks cannot be shared out among {world_size} processes; "
                 f"take as many tasks at least, or fewer processes"
             )
@@ -88,11 +89,11 @@ def at_least_one(**arguments: int) -> None:
     """Check arguments that are numbers of things.
 
     Raises:
-        ValueError: if one is below 1; names it.
+        InputError: if one is below 1; names it.
     """
     for name, value in arguments.items():
         if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")
+            raise InputError(f"{name}={value} must be 1 or more")
 
 
 class _Batches(IterableDataset):

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from npbench.errors import InputError
+
 
 def draw_sizes(low: int, high: int, most_targets: int | None = None) -> tuple[int, int]:
     """N ~ U{low, …, high − low − 1} and M ~ U{low, …, high − 1 − N}, from torch's generator.
@@ -23,17 +25,17 @@ def check_sizes(low: int, high: int) -> None:
     """That `draw_sizes` has something to draw.
 
     Raises:
-        ValueError: if no N and M of `low` or more stay below `high` together.
+        InputError: if no N and M of `low` or more stay below `high` together.
     """
     if high <= 2 * low:
-        raise ValueError(
+        raise InputError(
             f"max_num_points={high} leaves no room for {low} context and {low} target points; it "
             f"must exceed their sum"
         )
 
 
 @dataclass(frozen=True)
-class Split:
+class ContextTargetSplit:
     """Of the points of each task the first N are its context and the next M its targets.
 
     Where the tasks of a batch differ in N or M there are zeros behind the points, and masks that

@@ -23,6 +23,6 @@ def seeded(*key: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def place_of(name: str) -> float:
+def uniform_hash(name: str) -> float:
     """A number in [0, 1) that the name decides: which split it belongs to, whatever others do."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

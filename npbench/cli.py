@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
 from npbench.commands import compare, condition, import_official, profile, query
+from npbench.errors import InputError
 from npbench.messages import explain, options_of, quieten, refuse
 
 _DESCRIPTION = """\
@@ -88,6 +89,13 @@ class NPBenchCLI(LightningCLI):
             # Lightning's default would let a checkpoint run code.
             options["weights_only"] = True
 
+    def instantiate_classes(self) -> None:
+        """Make the trainer, the model and the data; what a constructor refuses, the user wrote."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self._get(self.config_init, "trainer.logger") in (None, True):
             root = self._get(self.config_init, "trainer.default_root_dir") or "runs"
@@ -122,7 +130,7 @@ def main(args: Sequence[str] | None = None) -> None:
             },
             args=args,
         )
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (InputError, OSError, MisconfigurationException) as error:
         if os.environ.get("NPBENCH_TRACEBACK"):
             raise
         print(f"npbench: error: {explain(str(error))}", file=sys.stderr)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from npbench.attention import AttentionState
+from npbench.errors import InputError
 
 
 def all_merge(
@@ -46,7 +47,7 @@ def all_merge(
             `DistributedDataParallel` the collectives of all ranks then come in the same order.
 
     Raises:
-        ValueError: if there is no process group, or this process is not in it.
+        InputError: if there is no process group, or this process is not in it.
 
     Example:
         >>> from torch.distributed import HashStore
@@ -93,12 +94,12 @@ def _all_gather(
 
 def _rank(group: dist.ProcessGroup | None) -> int:
     if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(
+        raise InputError(
             "all_merge needs a process group: start the processes with "
             "`torchrun --nproc-per-node N script.py` and call "
             "torch.distributed.init_process_group() in each"
         )
     rank = dist.get_rank(group)
     if rank < 0:
-        raise ValueError(f"rank {dist.get_rank()} is not in the group that all_merge was given")
+        raise InputError(f"rank {dist.get_rank()} is not in the group that all_merge was given")
     return rank

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
+from npbench.errors import InputError
+
 
 class MuonAdam(torch.optim.Optimizer):
     r"""Muon on the weight matrices, Adam on biases, norms and other vectors.
@@ -50,7 +52,7 @@ class MuonAdam(torch.optim.Optimizer):
     ) -> None:
         for name, rate in (("lr", lr), ("adam_lr", adam_lr)):
             if rate < 0:
-                raise ValueError(f"{name}={rate} must not be negative")
+                raise InputError(f"{name}={rate} must not be negative")
         params = list(params)
         groups = [
             {"params": [p for p in params if p.ndim == 2], "lr": lr, "muon": True},

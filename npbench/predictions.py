@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
+from npbench.errors import InputError
 from npbench.models.contracts.process import NeuralProcess, State, evaluating
 from npbench.tables import PointTable, TableWriter
 
@@ -32,11 +33,11 @@ def write_predictions(
         on_rows: called after each chunk with its number of rows.
 
     Raises:
-        ValueError: on targets that cannot be predicted at, or a column named as a new one.
+        InputError: on targets that cannot be predicted at, or a column named as a new one.
     """
     outputs = [f"y{i}" for i in range(model.dim_y)] if outputs is None else list(outputs)
     if len(outputs) != model.dim_y:
-        raise ValueError(
+        raise InputError(
             f"{len(outputs)} names of outputs, {', '.join(outputs)}, for a model of {model.dim_y}"
         )
     with evaluating(model), TableWriter(path) as writer:
@@ -45,10 +46,10 @@ def write_predictions(
             for i, name in enumerate(outputs):
                 for kind, values in (("mean", mean), ("std", std)):
                     if f"{name}_{kind}" in rows.schema.names:
-                        raise ValueError(f"{targets.path} has a column {name}_{kind} already")
+                        raise InputError(f"{targets.path} has a column {name}_{kind} already")
                     rows = rows.append_column(f"{name}_{kind}", pa.array(values[:, i]))
             writer.write(rows)
             on_rows(len(rows))
         if not writer.num_rows:
-            raise ValueError(f"{targets.path} has no rows to predict at")
+            raise InputError(f"{targets.path} has no rows to predict at")
     return writer.num_rows

@@ -15,6 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from jaxtyping import Float
 
+from npbench.errors import InputError
+
 _SUFFIXES = ".parquet, .pq, .csv or .csv.gz"
 # Bytes that are read at a time; no row of a CSV file is longer.
 _BLOCK = 2**20
@@ -38,7 +40,7 @@ class PointTable:
         chunk_size: most rows of a chunk.
 
     Raises:
-        ValueError: while iterating: on a column that is not there or does not hold numbers, and on
+        InputError: while iterating: on a column that is not there or does not hold numbers, and on
             a value that is missing, NaN, infinite or too large for float32, whose row is named (the
             first row is 0).
 
@@ -55,7 +57,7 @@ class PointTable:
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size} must be 1 or more")
+            raise InputError(f"chunk_size={self.chunk_size} must be 1 or more")
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray] | np.ndarray]:
         for _, *xy in self.batches(list(dict.fromkeys([*self.x, *self.y]))):
@@ -100,14 +102,14 @@ class PointTable:
         """The file, which has the columns of inputs and outputs; errors name it."""
         form = _format(self.path)
         if not Path(self.path).is_file():
-            raise ValueError(f"there is no file {self.path}")
+            raise InputError(f"there is no file {self.path}")
         try:
             with self._open_parquet() if form == "parquet" else self._open_csv(columns) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
             # Arrow counts the lines of a CSV file, from 1.
             reason = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 2:,}", str(error))
-            raise ValueError(f"{self.path} cannot be read: {reason}") from error
+            raise InputError(f"{self.path} cannot be read: {reason}") from error
 
     def _open_parquet(self) -> pyarrow.parquet.ParquetFile:
         # With a buffer and nothing read ahead: else whole row groups are in memory, or the file.
@@ -116,7 +118,7 @@ class PointTable:
         for name in (*self.x, *self.y):
             kind = file.schema_arrow.field(name).type
             if not any(is_kind(kind) for is_kind in _NUMBERS):
-                raise ValueError(f"column {name} of {self.path} holds {kind} values, not numbers")
+                raise InputError(f"column {name} of {self.path} holds {kind} values, not numbers")
         return file
 
     def _open_csv(self, columns: Sequence[str] | None) -> pyarrow.csv.CSVStreamingReader:
@@ -138,7 +140,7 @@ class PointTable:
         for name in (*self.x, *self.y):
             if names.count(name) != 1:
                 number = "several columns" if name in names else "no column"
-                raise ValueError(
+                raise InputError(
                     f"{self.path} has {number} {name}; its columns are {', '.join(names)}"
                 )
 
@@ -150,13 +152,13 @@ class PointTable:
             array = rows.column(name)
             if array.null_count:
                 row = start + pc.index(array.is_null(), True).as_py()
-                raise ValueError(
+                raise InputError(
                     f"column {name} of {self.path} has no value in row {row:,}; drop such rows"
                 )
             column[:] = array.cast(pa.float64(), safe=False).to_numpy()
             if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
                 place = int(usable.argmin())
-                raise ValueError(
+                raise InputError(
                     f"column {name} of {self.path} is {column[place]} in row {start + place:,}; "
                     f"drop such rows"
                 )
@@ -173,7 +175,7 @@ class TableWriter:
         path: the file; its suffix says which of the two it is.
 
     Raises:
-        ValueError: on another suffix, and on a folder.
+        InputError: on another suffix, and on a folder.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -181,7 +183,7 @@ class TableWriter:
         self.num_rows = 0
         self._format = _format(path)
         if self.path.is_dir():
-            raise ValueError(f"{path} is a folder; name a file in it")
+            raise InputError(f"{path} is a folder; name a file in it")
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._files = ExitStack()
         self._writer: pyarrow.parquet.ParquetWriter | pyarrow.csv.CSVWriter | None = None
@@ -190,16 +192,16 @@ class TableWriter:
         """Append rows; those that come first say what the columns are.
 
         Raises:
-            ValueError: if they cannot be written.
+            InputError: if they cannot be written.
         """
         try:
             if self._writer is None:
                 self._begin(rows.schema)
             elif rows.schema != self._schema:  # a CSVWriter would crash
-                raise ValueError(f"{self.path} has other columns than these rows")
+                raise InputError(f"{self.path} has other columns than these rows")
             self._writer.write_table(rows)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.path} cannot be written: {error}") from error
+            raise InputError(f"{self.path} cannot be written: {error}") from error
         self.num_rows += len(rows)
 
     def close(self) -> None:
@@ -246,7 +248,7 @@ def _format(path: str | os.PathLike) -> str:
         return "parquet"
     if name.endswith((".csv", ".csv.gz")):
         return "csv"
-    raise ValueError(f"{path} is neither a Parquet nor a CSV file by its name: {_SUFFIXES}")
+    raise InputError(f"{path} is neither a Parquet nor a CSV file by its name: {_SUFFIXES}")
 
 
 def _compression(path: str | os.PathLike) -> str | None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from npbench.errors import InputError
 from npbench.structure import TensorRecord
 
 
@@ -54,12 +55,12 @@ class Task(TensorRecord):
         """The same tasks in fixed shapes: zeros behind the points, masks that mark the real ones.
 
         Raises:
-            ValueError: if there are more points than that already.
+            InputError: if there are more points than that already.
         """
         more_context = num_context - self.xc.shape[1]
         more_target = num_target - self.xt.shape[1]
         if more_context < 0 or more_target < 0:
-            raise ValueError(
+            raise InputError(
                 f"a task of {self.xc.shape[1]} context and {self.xt.shape[1]} target points does "
                 f"not fit into {num_context} and {num_target}"
             )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, TaskDataModule, at_least_one
 from datamodules.seeding import seeded
+from npbench.errors import InputError
 from npbench.events import EventSequences
 
 # Batches of training sequences that are sorted by length together: the more, the less padding.
@@ -118,7 +119,7 @@ class EventWindows:
         predicted = np.flatnonzero(np.cumsum(edges))
         intervals = self.times[predicted] - self.times[predicted - 1]
         if not len(intervals):
-            raise ValueError("no sequence has two events, so there is nothing to predict")
+            raise InputError("no sequence has two events, so there is nothing to predict")
         logs = np.log(np.maximum(intervals, _SHORTEST))
         log_std = logs.std() if np.ptp(logs) else 1.0
         return IntervalStatistics(float(intervals.mean()), float(logs.mean()), float(log_std))
@@ -192,7 +193,7 @@ class EventDataModule(TaskDataModule):
         """Read the events: first in one process, which leaves downloads to the others.
 
         Raises:
-            ValueError, OSError: as the data module says, where the files are not what they must be.
+            InputError, OSError: as the data module says, where the files are not what they must be.
         """
         self.setup()
 

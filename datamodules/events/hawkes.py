@@ -13,6 +13,7 @@ from datamodules.events.point_processes import (
     since_last,
     where_predicted,
 )
+from npbench.errors import InputError
 from npbench.events import EventSequences
 
 
@@ -27,7 +28,7 @@ class HawkesProcess(PointProcess):
         decay: β, of the excitation in time.
 
     Raises:
-        ValueError: if the shapes do not fit, a number is out of its range, or α's spectral radius
+        InputError: if the shapes do not fit, a number is out of its range, or α's spectral radius
             is not below 1, so that the events would never cease to multiply.
 
     Source: Ogata, *On Lewis' Simulation Method for Point Processes*, IEEE Transactions on
@@ -44,21 +45,21 @@ class HawkesProcess(PointProcess):
     ) -> None:
         super().__init__(len(baseline))
         if [len(row) for row in excitation] != [self.num_marks] * self.num_marks:
-            raise ValueError(
+            raise InputError(
                 f"excitation={excitation} must be {self.num_marks} rows of {self.num_marks} "
                 f"numbers, as the baseline has {self.num_marks}"
             )
         self.baseline = torch.tensor(baseline, dtype=torch.float64)
         self.excitation = torch.tensor(excitation, dtype=torch.float64)
         if not ((self.baseline >= 0).all() and 0 < self.baseline.sum() < math.inf):
-            raise ValueError(f"baseline={baseline} must be 0 or more, and somewhere above 0")
+            raise InputError(f"baseline={baseline} must be 0 or more, and somewhere above 0")
         if not ((self.excitation >= 0) & self.excitation.isfinite()).all():
-            raise ValueError(f"excitation={excitation} must be 0 or more, and finite")
+            raise InputError(f"excitation={excitation} must be 0 or more, and finite")
         if not 0 < decay < math.inf:
-            raise ValueError(f"decay={decay} must be above 0")
+            raise InputError(f"decay={decay} must be above 0")
         radius = float(torch.linalg.eigvals(self.excitation).abs().max())
         if radius >= 1:
-            raise ValueError(
+            raise InputError(
                 f"the spectral radius of excitation={excitation} is {radius:.3g} and must be "
                 f"below 1: the events would never cease to multiply; take smaller numbers"
             )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.distributions import Distribution, Gamma, LogNormal
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 
 
@@ -56,12 +57,12 @@ class PointProcess(ABC):
             end: until when each is observed, which leaves some with more events than others.
 
         Raises:
-            ValueError: if not just one of `num_events` and `end` is given, or it is not above 0.
+            InputError: if not just one of `num_events` and `end` is given, or it is not above 0.
         """
         if (num_events is None) == (end is None):
-            raise ValueError(f"give one of num_events={num_events} and end={end}, not both")
+            raise InputError(f"give one of num_events={num_events} and end={end}, not both")
         if not (num_events if end is None else end) > 0:
-            raise ValueError(f"num_events={num_events}, end={end} must be above 0")
+            raise InputError(f"num_events={num_events}, end={end} must be above 0")
         drawn = []
         count = torch.zeros(num_sequences, dtype=torch.long)
         for time, mark, happens in self._candidates(num_sequences):
@@ -92,7 +93,7 @@ class _IndependentMarks(PointProcess):
         super().__init__(len(mark_probs))
         self.mark_probs = torch.tensor(mark_probs, dtype=torch.float64)
         if not ((self.mark_probs >= 0).all() and abs(self.mark_probs.sum() - 1) < 1e-6):
-            raise ValueError(f"mark_probs={mark_probs} must be 0 or more, and sum up to 1")
+            raise InputError(f"mark_probs={mark_probs} must be 0 or more, and sum up to 1")
 
     def _draw_marks(self, number: int) -> Int[Tensor, "number"]:
         return torch.multinomial(self.mark_probs, number, replacement=True)
@@ -126,7 +127,7 @@ class RenewalProcess(_IndependentMarks):
     ) -> None:
         super().__init__(mark_probs)
         if not (0 < mean < math.inf and 0 < std < math.inf):
-            raise ValueError(f"mean={mean} and std={std} must be above 0")
+            raise InputError(f"mean={mean} and std={std} must be above 0")
         self.interval: Distribution
         mean, std = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))
         if distribution == "gamma":
@@ -135,7 +136,7 @@ class RenewalProcess(_IndependentMarks):
             variance = torch.log1p((std / mean) ** 2)
             self.interval = LogNormal(mean.log() - variance / 2, variance.sqrt())
         else:
-            raise ValueError(f"distribution={distribution!r} must be 'gamma' or 'lognormal'")
+            raise InputError(f"distribution={distribution!r} must be 'gamma' or 'lognormal'")
 
     def log_likelihood(self, sequences: EventSequences) -> Float64[Tensor, "batch intervals"]:
         interval = torch.where(sequences.predicted, intervals_of(sequences), 1.0)
@@ -190,9 +191,9 @@ class PoissonProcess(_IndependentMarks):
     ) -> None:
         super().__init__(mark_probs)
         if not (0 < rate < math.inf and 0 < period < math.inf):
-            raise ValueError(f"rate={rate} and period={period} must be above 0")
+            raise InputError(f"rate={rate} and period={period} must be above 0")
         if not 0 <= amplitude <= 1:
-            raise ValueError(f"amplitude={amplitude} must be between 0 and 1: no rate is below 0")
+            raise InputError(f"amplitude={amplitude} must be between 0 and 1: no rate is below 0")
         self.rate = rate
         self.amplitude = amplitude
         self.frequency = 2 * math.pi / period
@@ -244,6 +245,6 @@ def intervals_of(sequences: EventSequences) -> Float64[Tensor, "batch intervals"
 def since_last(sequences: EventSequences) -> Float64[Tensor, "batch"]:
     """From the last event of each sequence (or time 0) to its end."""
     if sequences.end is None:
-        raise ValueError("the sequences have no end; give EventSequences(..., end=)")
+        raise InputError("the sequences have no end; give EventSequences(..., end=)")
     times = torch.where(sequences.full_mask, sequences.times.double(), 0.0)
     return sequences.end.double() - times.amax(-1)

@@ -21,6 +21,7 @@ from datamodules.events.formats.event_table import (
     first_true,
 )
 from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
+from npbench.errors import InputError
 
 
 class EventSequenceDataModule(EventDataModule):
@@ -102,17 +103,17 @@ class EventSequenceDataModule(EventDataModule):
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
         at_least_one(fold=fold)
         if max_length is not None and max_length < 2:
-            raise ValueError(f"max_length={max_length} must be 2 or more: the first is history")
+            raise InputError(f"max_length={max_length} must be 2 or more: the first is history")
         if not time_unit > 0:
-            raise ValueError(f"time_unit={time_unit} must be above 0")
+            raise InputError(f"time_unit={time_unit} must be above 0")
         leave_some = val_share > 0 and test_share > 0 and val_share + test_share < 1
         if not (leave_some or test_share == 1):
-            raise ValueError(
+            raise InputError(
                 f"val_share={val_share} and test_share={test_share} must be above 0 and leave some "
                 f"sequences to train on; or test_share 1, to test on all"
             )
         if len(columns) != 3:
-            raise ValueError(f"columns={columns} must be those of sequence, time and mark")
+            raise InputError(f"columns={columns} must be those of sequence, time and mark")
         self.path = path
         self.format = format
         self.fold = fold
@@ -200,7 +201,7 @@ class EventSequenceDataModule(EventDataModule):
         """Read the files, in every process.
 
         Raises:
-            ValueError, OSError: if they are not what they must be.
+            InputError, OSError: if they are not what they must be.
         """
         if stage is None:
             super().setup()
@@ -218,7 +219,7 @@ class EventSequenceDataModule(EventDataModule):
         end = self.end
         if end is not None:
             if (event := first_true(table.times > end)) is not None:
-                raise ValueError(
+                raise InputError(
                     f"{table.where(event)}: time {float(table.times[event])!r} lies behind "
                     f"end={end}, until when every sequence was observed"
                 )
@@ -228,7 +229,7 @@ class EventSequenceDataModule(EventDataModule):
         windows = EventWindows.cut(times, marks, table.lengths, self.max_length, end, least)
         if not len(windows):
             purpose = {TRAIN: "training", VALIDATE: "validation", TEST: "testing"}[part]
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has {len(table)} sequences for {purpose}, none of two events or "
                 f"more; add some, or change val_share or test_share"
             )

@@ -9,6 +9,7 @@ from datamodules.events.base import EventDataModule, EventWindows
 from datamodules.events.point_processes import PointProcess
 from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
 from datamodules.seeding import seeded
+from npbench.errors import InputError
 
 # Sequences that are drawn together: the first of a data set are the same, however large it is.
 _TOGETHER = 256
@@ -59,9 +60,9 @@ class SyntheticEventDataModule(EventDataModule):
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
         at_least_one(num_train=num_train, num_val=num_val, num_test=num_test)
         if num_events < 2:
-            raise ValueError(f"num_events={num_events} must be 2 or more: the first is history")
+            raise InputError(f"num_events={num_events} must be 2 or more: the first is history")
         if end is not None and not end > 0:
-            raise ValueError(f"end={end} must be above 0")
+            raise InputError(f"end={end} must be above 0")
         self.process = process
         self.num_events = num_events
         self.end = end
@@ -98,6 +99,6 @@ class SyntheticEventDataModule(EventDataModule):
         least = 2 if self.end is None else 1
         windows = EventWindows.cut(times, marks, lengths, end=self.end, least=least)
         if not len(windows):
-            raise ValueError(f"no sequence has an event until end={self.end}; take a later one")
+            raise InputError(f"no sequence has an event until end={self.end}; take a later one")
         end = None if self.end is None else np.full(len(windows), float(self.end))
         return replace(windows, origin=np.zeros(len(windows)), end=end, exact=exact)

@@ -25,6 +25,7 @@ from datamodules.loading import (
 )
 from datamodules.sampling import check_sizes, draw_sizes
 from datamodules.seeding import seeded
+from npbench.errors import InputError
 from npbench.task import Task
 
 
@@ -98,11 +99,11 @@ class ImageDataModule(TaskDataModule):
             at_least_one(num_test_tasks=num_test_tasks)
         check_sizes(min_num_points, max_num_points)
         if max_num_points > num_pixels:
-            raise ValueError(
+            raise InputError(
                 f"max_num_points={max_num_points} exceeds the {num_pixels} pixels of an image"
             )
         if max_num_targets is not None and max_num_targets < min_num_points:
-            raise ValueError(
+            raise InputError(
                 f"max_num_targets={max_num_targets} must not be below "
                 f"min_num_points={min_num_points}"
             )
@@ -131,7 +132,7 @@ class ImageDataModule(TaskDataModule):
         """Read the images: first in one process, which leaves downloads and caches to the others.
 
         Raises:
-            ValueError, OSError: as the data module says, where the files are not what they must be.
+            InputError, OSError: as the data module says, where the files are not what they must be.
         """
         self.setup()
 
@@ -172,10 +173,10 @@ class ImageDataModule(TaskDataModule):
         image contains the smaller ones.
 
         Raises:
-            ValueError: if the context leaves no pixel.
+            InputError: if the context leaves no pixel.
         """
         if not 1 <= num_context < self.num_pixels:
-            raise ValueError(
+            raise InputError(
                 f"num_context={num_context} must be 1 or more, and below the {self.num_pixels} "
                 f"pixels of an image"
             )

@@ -19,6 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from rich.progress import Progress
 
+from npbench.errors import InputError
+
 # Part of a cache's name: a new number where the pixels or the files of a cache change.
 _VERSION = 1
 _BLOCK = 512
@@ -42,9 +44,9 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if self.resolution < 2:
-            raise ValueError(f"resolution={self.resolution} must be 2 or more")
+            raise InputError(f"resolution={self.resolution} must be 2 or more")
         if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB)")
+            raise InputError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB)")
 
     def __call__(self, path: Path) -> UInt8[np.ndarray, "channels height width"]:
         """Raises whatever the picture's format raises where it is corrupt."""
@@ -102,7 +104,7 @@ class ImageCache:
 
         Raises:
             FileNotFoundError: if a picture is missing.
-            ValueError: if one is corrupt and `on_corrupt` is "error", or all are.
+            InputError: if one is corrupt and `on_corrupt` is "error", or all are.
         """
         key = hashlib.sha256("\n".join([repr(decoder), fingerprint, *names]).encode()).hexdigest()
         size = f"{decoder.resolution}x{decoder.resolution}x{decoder.num_channels}"
@@ -119,7 +121,7 @@ class ImageCache:
             )
             again = f"{path} leaves them out; delete it to decode all again"
             if on_corrupt == "error":
-                raise ValueError(f"{report}. {again}")
+                raise InputError(f"{report}. {again}")
             warnings.warn(f"{report}. {again}", stacklevel=2)
         return cache
 
@@ -127,7 +129,7 @@ class ImageCache:
     def _open(cls, path: Path) -> "ImageCache":
         index = json.loads((path / "index.json").read_text())
         if (path / "images").stat().st_size != math.prod(index["shape"]):
-            raise ValueError(f"the cache {path} is damaged; delete it")
+            raise InputError(f"the cache {path} is damaged; delete it")
         images = np.memmap(path / "images", np.uint8, mode="r", shape=tuple(index["shape"]))
         return cls(images, index["names"], index["skipped"])
 
@@ -154,7 +156,7 @@ def _build(
                     file.write(result.tobytes())
                     kept.append(name)
                 elif on_corrupt == "error":
-                    raise ValueError(
+                    raise InputError(
                         f'{folder / name} cannot be read: {result}; on_corrupt="skip" would leave '
                         f"it out"
                     ) from result
@@ -162,7 +164,7 @@ def _build(
                     skipped[name] = str(result)
         if not kept:
             name, why = next(iter(skipped.items()))
-            raise ValueError(f"none of the {len(names)} pictures can be read: {name} ({why}), …")
+            raise InputError(f"none of the {len(names)} pictures can be read: {name} ({why}), …")
         shape = len(kept), decoder.num_channels, decoder.resolution, decoder.resolution
         index = {"shape": shape, "names": kept, "skipped": skipped}
         (partial / "index.json").write_text(json.dumps(index))

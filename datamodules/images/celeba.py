@@ -8,6 +8,7 @@ from torchvision.datasets import CelebA
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
 from datamodules.loading import TEST, TRAIN, VALIDATE, at_least_one
+from npbench.errors import InputError
 
 # Of the paper, by resolution: N + M stays below, and the most targets of a training task.
 _PROTOCOL = {32: (200, None), 64: (800, 400), 128: (1600, 400)}
@@ -81,7 +82,7 @@ class CelebADataModule(ImageDataModule):
         num_workers: int = 0,
     ) -> None:
         if resolution not in _PROTOCOL:
-            raise ValueError(f"resolution={resolution} must be 32, 64 or 128")
+            raise InputError(f"resolution={resolution} must be 32, 64 or 128")
         most_points, most_targets = _PROTOCOL[resolution]
         super().__init__(
             num_pixels=resolution**2,
@@ -123,7 +124,7 @@ class CelebADataModule(ImageDataModule):
             _read_list(self._folder / name) for name in (_PARTITION, _IDENTITY)
         )
         if unknown := partition_of.keys() - person_of.keys():
-            raise ValueError(
+            raise InputError(
                 f"{self._folder / _IDENTITY} lacks {len(unknown)} of the pictures that "
                 f"{_PARTITION} names: {min(unknown)}, …"
             )
@@ -145,14 +146,14 @@ class CelebADataModule(ImageDataModule):
         }
         for kind, name in ((TRAIN, "train on"), (TEST, "test on")):
             if not len(rows[kind]):
-                raise ValueError(f"{self._folder / _PARTITION} leaves no picture to {name}")
+                raise InputError(f"{self._folder / _PARTITION} leaves no picture to {name}")
         return {kind: ImageSet(cache.images, chosen) for kind, chosen in rows.items()}
 
     def _held_out(self, partition: np.ndarray, person: np.ndarray) -> np.ndarray:
         """The rows of the validation pictures: partition 1, by number of the person."""
         candidates = np.flatnonzero(partition == 1)
         if len(candidates) < self.num_val_tasks:
-            raise ValueError(
+            raise InputError(
                 f"num_val_tasks={self.num_val_tasks} exceeds the {len(candidates)} pictures of "
                 f"partition 1 in {self._folder / _PARTITION}"
             )
@@ -176,7 +177,7 @@ def _read_list(path: Path) -> dict[str, int]:
             name, number = line.split()
             numbers[name] = int(number)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {place}: {line!r} is not a picture and a number"
             ) from error
     return numbers

@@ -9,6 +9,7 @@ from torchvision.datasets import EMNIST
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.idx import find_idx, read_idx
 from datamodules.loading import TEST, TEST_UNSEEN, TRAIN, VALIDATE, at_least_one
+from npbench.errors import InputError
 
 _NUM_CLASSES = 47
 _SIZE = 28
@@ -81,7 +82,7 @@ class EMNISTDataModule(ImageDataModule):
         at_least_one(num_val_tasks=num_val_tasks)
         first, end = class_range
         if not 0 <= first < end <= _NUM_CLASSES:
-            raise ValueError(
+            raise InputError(
                 f"class_range=({first}, {end}) must be the first class and the one after the last, "
                 f"0 ≤ first < end ≤ {_NUM_CLASSES}: the classes are 0–{_NUM_CLASSES - 1}"
             )
@@ -111,7 +112,7 @@ class EMNISTDataModule(ImageDataModule):
         test, test_label = self._read("test")
         rows = np.flatnonzero(self._is_seen(train_label))
         if len(rows) <= self.num_val_tasks:
-            raise ValueError(
+            raise InputError(
                 f"num_val_tasks={self.num_val_tasks} leaves none to train on of the {len(rows)} "
                 f"training images of classes {self.class_range[0]}–{self.class_range[1] - 1}"
             )
@@ -119,7 +120,7 @@ class EMNISTDataModule(ImageDataModule):
         held_out[np.arange(self.num_val_tasks) * len(rows) // self.num_val_tasks] = True
         seen = self._is_seen(test_label)
         if not seen.any():
-            raise ValueError(
+            raise InputError(
                 f"no test image is of classes {self.class_range[0]}–{self.class_range[1] - 1}"
             )
         sets = {
@@ -138,7 +139,7 @@ class EMNISTDataModule(ImageDataModule):
         images_file, labels_file = (find_idx(self._folder / name) for name in _files(split))
         images, labels = read_idx(images_file, num_dims=3), read_idx(labels_file, num_dims=1)
         if images.shape != (len(labels), _SIZE, _SIZE):
-            raise ValueError(
+            raise InputError(
                 f"{images_file} holds images of shape {images.shape}, expected ({len(labels)}, "
                 f"{_SIZE}, {_SIZE}) for the {len(labels)} labels in {labels_file}"
             )

@@ -7,7 +7,8 @@ import numpy as np
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
 from datamodules.loading import TEST, TRAIN, VALIDATE
-from datamodules.seeding import place_of
+from datamodules.seeding import uniform_hash
+from npbench.errors import InputError
 
 _SUFFIXES = {
     ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -84,7 +85,7 @@ class ImageFolderDataModule(ImageDataModule):
             num_workers=num_workers,
         )
         if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
-            raise ValueError(
+            raise InputError(
                 f"val_share={val_share} and test_share={test_share} must be above 0 and leave some "
                 f"pictures to train on"
             )
@@ -104,7 +105,7 @@ class ImageFolderDataModule(ImageDataModule):
             if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
         }
         if not files:
-            raise ValueError(f"{self.root} holds no pictures ({' '.join(sorted(_SUFFIXES))})")
+            raise InputError(f"{self.root} holds no pictures ({' '.join(sorted(_SUFFIXES))})")
         changes = [(stat.st_size, stat.st_mtime_ns) for stat in files.values()]
         cache = ImageCache.of(
             self.root,
@@ -114,7 +115,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.on_corrupt,
             fingerprint=repr(changes),
         )
-        place = np.array([place_of(name) for name in cache.names])
+        place = np.array([uniform_hash(name) for name in cache.names])
         below = {
             TEST: place < self.test_share,
             VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
@@ -125,7 +126,7 @@ class ImageFolderDataModule(ImageDataModule):
         }
         if not all(len(images) for images in sets.values()):
             counts = [len(sets[kind]) for kind in (TRAIN, VALIDATE, TEST)]
-            raise ValueError(
+            raise InputError(
                 f"the {len(place)} pictures in {self.root} come apart into {counts} for training, "
                 f"validation and testing; each takes 1 or more: add pictures, or change val_share "
                 f"or test_share"

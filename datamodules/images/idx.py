@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from npbench.errors import InputError
+
 
 def find_idx(path: Path) -> Path | None:
     """The file, or else the same gzipped, or else None."""
@@ -26,21 +28,21 @@ def read_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, "..."]:
         num_dims: that it must have: 3 for images, 1 for labels.
 
     Raises:
-        ValueError: if it is no such file, or is cut off.
+        InputError: if it is no such file, or is cut off.
     """
     try:
         content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut off or no gzip file ({error}); get it again") from error
+        raise InputError(f"{path} is cut off or no gzip file ({error}); get it again") from error
     magic, header = bytes([0, 0, 8, num_dims]), 4 + 4 * num_dims
     if not magic.startswith(content[:4]):
-        raise ValueError(
+        raise InputError(
             f"{path} begins with 0x{content[:4].hex()}, where an idx file of {num_dims} "
             f"dimension(s) has the magic number 0x{magic.hex()}"
         )
     shape = np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4").tolist()
     if len(content) != header + math.prod(shape):
-        raise ValueError(
+        raise InputError(
             f"{path} holds {len(content):,} bytes where its header of shape {shape} announces "
             f"{header + math.prod(shape):,}: it is cut off or damaged; get it again"
         )

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from datamodules.sampling import Split
+from datamodules.sampling import ContextTargetSplit
+from npbench.errors import InputError
 from npbench.task import Task
 
 # The outputs of all values. Divided on the CPU, as a GPU multiplies by an inverse in its place.
@@ -54,7 +55,7 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
         draw: which pixels are context and which are targets.
 
     Raises:
-        ValueError: if a draw wants more pixels than there are.
+        InputError: if a draw wants more pixels than there are.
 
     Example:
         >>> images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
@@ -66,14 +67,14 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
     height, width = images.shape[-2:]
     num_points = int((draw.num_context + draw.num_target).max())
     if num_points > height * width:
-        raise ValueError(f"a task of {num_points} points does not fit into {height}×{width} pixels")
+        raise InputError(f"a task of {num_points} points does not fit into {height}×{width} pixels")
     pixel = pixel_order(draw.key.to(images.device), height * width, num_points)
     x = _coordinates(height, width).to(images.device)[pixel]
     value = images.flatten(2).take_along_dim(pixel[:, None], dim=2).mT
     y = _LEVELS.to(images.device)[value.int()]
     if draw.noise is not None:
         y = y + draw.noise[:, :num_points].to(y)
-    split = Split(draw.num_context, draw.num_target)
+    split = ContextTargetSplit(draw.num_context, draw.num_target)
     return Task(
         *(half(values) for half in (split.context, split.targets) for values in (x, y)),
         split.context_mask,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from npbench.attention.kernels import attend
 from npbench.attention.state import AttentionState
+from npbench.errors import InputError
 
 
 class MultiheadAttention(nn.Module):
@@ -28,7 +29,7 @@ class MultiheadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim_model % num_heads:
-            raise ValueError(f"dim_model={dim_model} does not split into num_heads={num_heads}")
+            raise InputError(f"dim_model={dim_model} does not split into num_heads={num_heads}")
         self.num_heads = num_heads
         self.to_q = nn.Linear(dim_model, dim_model, bias=bias)
         self.to_kv = nn.Linear(dim_model, 2 * dim_model, bias=bias)

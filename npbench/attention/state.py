@@ -14,6 +14,7 @@ from torch import Tensor
 
 from npbench.attention.backward import fused_attention_with_lse
 from npbench.attention.kernels import attention_with_lse, has_fused_kernel, score_bias
+from npbench.errors import InputError
 from npbench.structure import TensorRecord
 
 
@@ -84,10 +85,10 @@ class AttentionState(TensorRecord):
         rounding of lse, so that it does not grow with the number of merges.
 
         Raises:
-            ValueError: if the two are states of different numbers of tasks or queries.
+            InputError: if the two are states of different numbers of tasks or queries.
         """
         if self.lse.shape != other.lse.shape:
-            raise ValueError(
+            raise InputError(
                 f"states of shapes {list(self.lse.shape)} and {list(other.lse.shape)} do not "
                 f"merge: they must be of the same tasks and queries"
             )

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from npbench.errors import InputError
+
 
 class EventEmbedding(nn.Module):
     r"""The sum of an embedding of the mark and an encoding of the time t, in the model's units.
@@ -21,7 +23,7 @@ class EventEmbedding(nn.Module):
     def __init__(self, num_marks: int, dim_model: int) -> None:
         super().__init__()
         if dim_model % 2:
-            raise ValueError(f"dim_model={dim_model} must be even: half sines, half cosines")
+            raise InputError(f"dim_model={dim_model} must be even: half sines, half cosines")
         self.mark = nn.Embedding(num_marks, dim_model)
         frequencies = 10_000.0 ** -(torch.arange(0, dim_model, 2) / dim_model)
         self.register_buffer("frequencies", frequencies, persistent=False)

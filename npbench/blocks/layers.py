@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState, MultiheadAttention
+from npbench.errors import InputError
 
 
 class MLP(nn.Sequential):
@@ -16,7 +17,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim_in: int, dim_hidden: int, dim_out: int, depth: int) -> None:
         if depth < 1:
-            raise ValueError(f"an MLP has one linear layer at least, not depth={depth}")
+            raise InputError(f"an MLP has one linear layer at least, not depth={depth}")
         layers: list[nn.Module] = []
         for width, next_width in pairwise([dim_in, *[dim_hidden] * (depth - 1), dim_out]):
             layers += [nn.Linear(width, next_width), nn.ReLU()]

@@ -7,6 +7,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from npbench.errors import InputError
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the model that did best in validation.
@@ -18,7 +20,7 @@ class BestCheckpoint(ModelCheckpoint):
             module's own.
 
     Raises:
-        ValueError: when a run starts, if another value is monitored without a mode.
+        InputError: when a run starts, if another value is monitored without a mode.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.monitor = self.monitor or own
         if self._asked_mode is None:
             if self.monitor != own or own is None:
-                raise ValueError(
+                raise InputError(
                     f'monitor={self.monitor!r} needs a mode: "min" where less of it is better, '
                     f'"max" where more is'
                 )

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import KolmogorovSmirnov
@@ -32,10 +33,10 @@ _MODEL = MODEL_COLORS[0]
 class EventFigures(FigureCallback):
     """After validation, draws the model's intensity, its intervals and their calibration.
 
-    See `draw`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data module
-    says what to draw: `figure_sequences(test=…)`, an `EventSequences` of the validation or the test
-    data; if it has a `process` whose `compensator` is known, that process's intensity is drawn too.
-    Where they have no event to predict, nothing is drawn.
+    See `event_figure`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data
+    module says what to draw: `figure_sequences(test=…)`, an `EventSequences` of the validation data
+    or of the test data; if it has a `process` whose `compensator` is known, that process's
+    intensity is drawn too. Where they have no event to predict, nothing is drawn.
 
     Args:
         every_n_validations: how often to draw.
@@ -43,7 +44,7 @@ class EventFigures(FigureCallback):
 
     def __init__(self, every_n_validations: int = 1) -> None:
         if every_n_validations < 1:
-            raise ValueError(f"every_n_validations={every_n_validations} must be 1 or more")
+            raise InputError(f"every_n_validations={every_n_validations} must be 1 or more")
         super().__init__("events", every_n_validations)
 
     def figure(self, trainer: L.Trainer, model: EventModel) -> Figure | None:
@@ -52,10 +53,10 @@ class EventFigures(FigureCallback):
             return None
         process = getattr(trainer.datamodule, "process", None)
         device = next(model.parameters()).device
-        return draw(model, sequences.to(device), getattr(process, "compensator", None))
+        return event_figure(model, sequences.to(device), getattr(process, "compensator", None))
 
 
-def draw(
+def event_figure(
     model: EventModel, sequences: EventSequences, compensator: Compensator | None = None
 ) -> Figure:
     r"""What a model predicts of sequences, in three ways.
@@ -77,12 +78,12 @@ def draw(
             integral of the intensity over each of their intervals.
 
     Raises:
-        ValueError: if there is no event to predict.
+        InputError: if there is no event to predict.
 
     Example:
         >>> from npbench.models import THP
         >>> sequences = EventSequences(torch.rand(4, 9).cumsum(-1), torch.randint(3, (4, 9)))
-        >>> figure = draw(THP(num_marks=3), sequences)
+        >>> figure = event_figure(THP(num_marks=3), sequences)
         >>> figure.savefig("events.png")  # doctest: +SKIP
     """
     with undisturbed(model, sequences.times.device):
@@ -90,7 +91,7 @@ def draw(
         dist = model.evaluate(sequences).dist.to("cpu").map(Tensor.double)
     sequences = sequences.to("cpu")
     if not sequences.num_predicted:
-        raise ValueError("the sequences have no event to predict: each needs two at least")
+        raise InputError("the sequences have no event to predict: each needs two at least")
     lengths = sequences.predicted.sum(dim=-1)
     rows = [row for row in lengths.argsort(descending=True)[:_MOST_SEQUENCES] if lengths[row]]
     tau, predicted = sequences.intervals.double(), sequences.predicted

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.errors import InputError
 from npbench.models.contracts.process import NeuralProcess
 from npbench.task import Task
 
@@ -44,12 +45,12 @@ class ImageFigures(FigureCallback):
         every_n_validations: int = 1,
     ) -> None:
         if num_images < 1 or every_n_validations < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_images={num_images} and every_n_validations={every_n_validations} must be 1 "
                 f"or more"
             )
         if context_sizes is not None and (not context_sizes or min(context_sizes) < 1):
-            raise ValueError(f"context_sizes={list(context_sizes)} must be sizes of 1 or more")
+            raise InputError(f"context_sizes={list(context_sizes)} must be sizes of 1 or more")
         super().__init__("completion", every_n_validations)
         self.num_images = num_images
         self.context_sizes = context_sizes
@@ -65,10 +66,10 @@ class ImageFigures(FigureCallback):
             [completion_task(index, size).to(device) for size in sizes]
             for index in range(self.num_images)
         ]
-        return draw(model, tasks)
+        return completion_figure(model, tasks)
 
 
-def draw(model: NeuralProcess, tasks: Sequence[Sequence[Task]]) -> Figure:
+def completion_figure(model: NeuralProcess, tasks: Sequence[Sequence[Task]]) -> Figure:
     """Completed images in one grid: a group of columns an image, a column a task.
 
     Leaves the model and torch's random state as they were.

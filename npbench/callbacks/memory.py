@@ -7,7 +7,8 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from npbench.profiling import PHASES, draw, profile
+from npbench.errors import InputError
+from npbench.profiling import PHASES, profile, profile_figure
 
 
 class PeakMemoryProfiler(L.Callback):
@@ -37,13 +38,13 @@ class PeakMemoryProfiler(L.Callback):
         every_n_epochs: int = 1,
     ) -> None:
         if not context_sizes or min(context_sizes) < 1:
-            raise ValueError(f"context_sizes={list(context_sizes)} must be sizes of 1 or more")
+            raise InputError(f"context_sizes={list(context_sizes)} must be sizes of 1 or more")
         if num_targets < 1 or every_n_epochs < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_targets={num_targets} and every_n_epochs={every_n_epochs} must be 1 or more"
             )
         if unknown := set(phases) - set(PHASES):
-            raise ValueError(f"unknown phase(s) {sorted(unknown)}; known: {', '.join(PHASES)}")
+            raise InputError(f"unknown phase(s) {sorted(unknown)}; known: {', '.join(PHASES)}")
         self.context_sizes = sorted(context_sizes)
         self.num_targets = num_targets
         self.phases = tuple(phases)
@@ -69,5 +70,5 @@ class PeakMemoryProfiler(L.Callback):
                 for row in table.dropna().itertuples():
                     name, mebibytes = f"memory/{row.phase}", row.peak_bytes / 2**20
                     logger.experiment.add_scalar(name, mebibytes, row.num_context)
-                figure = draw({type(pl_module.model).__name__: table})
+                figure = profile_figure({type(pl_module.model).__name__: table})
                 logger.experiment.add_figure("memory", figure, trainer.global_step)

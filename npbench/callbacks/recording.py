@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import nn
 
+from npbench.errors import InputError
 from npbench.models.contracts.process import evaluating
 
 MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
@@ -65,7 +66,7 @@ class FigureCallback(L.Callback, ABC):
         """The method of the data module that says what to draw."""
         method = getattr(trainer.datamodule, name, None)
         if method is None:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} needs a data module with {name}; "
                 f"{type(trainer.datamodule).__name__} has none"
             )

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.errors import InputError
 from npbench.models.contracts.process import Evaluation, NeuralProcess
 from npbench.task import Task
 
@@ -28,7 +29,7 @@ class PosteriorFigures(FigureCallback):
 
     def __init__(self, num_tasks: int = 3, every_n_validations: int = 1) -> None:
         if num_tasks < 1 or every_n_validations < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_tasks={num_tasks} and every_n_validations={every_n_validations} must be 1 "
                 f"or more"
             )
@@ -39,10 +40,10 @@ class PosteriorFigures(FigureCallback):
         figure_task = self._from_data_module(trainer, "figure_task")
         tasks = [figure_task(index) for index in range(self.num_tasks)]
         device = next(model.parameters()).device
-        return draw([model], [task.to(device) for task in tasks])
+        return posterior_figure([model], [task.to(device) for task in tasks])
 
 
-def draw(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
+def posterior_figure(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
     """One row a task (the first of each batch), one column a model, and the exact answer last.
 
     Leaves the models and torch's random state as they were.

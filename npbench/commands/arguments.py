@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from npbench.errors import InputError
+
 
 def size(text: str) -> int:
     """A number of points, such as 1000 or 1e3."""
@@ -39,10 +41,10 @@ def given(option: str, value: str | None) -> str:
     """An option's value from elsewhere.
 
     Raises:
-        ValueError: if it is not there either.
+        InputError: if it is not there either.
     """
     if value is None:
-        raise ValueError(f"{option} is missing")
+        raise InputError(f"{option} is missing")
     return value
 
 
@@ -50,12 +52,12 @@ def check_out(out: Path, *sources: Path) -> None:
     """Refuse to write a file onto a folder, or over what it is made from.
 
     Raises:
-        ValueError: if it is one of them.
+        InputError: if it is one of them.
     """
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; name a file in it by --out")
+        raise InputError(f"{out} is a folder; name a file in it by --out")
     if out.exists() and any(path.exists() and out.samefile(path) for path in sources):
-        raise ValueError(f"{out} is what the result is made from; name another file by --out")
+        raise InputError(f"{out} is what the result is made from; name another file by --out")
 
 
 def default_device() -> torch.device:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from npbench.commands.arguments import given
+from npbench.errors import InputError
 from npbench.models.contracts.process import NeuralProcess
 from npbench.training import EventPrediction, MetaRegression
 from npbench.training.base import TrainingModule
@@ -17,12 +18,12 @@ def find(path: Path) -> Path:
     """A checkpoint: the file itself, or of a run's folder best.ckpt, or else last.ckpt.
 
     Raises:
-        ValueError: if there is none.
+        InputError: if there is none.
     """
     candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     found = next((file for file in [path, *candidates] if file.is_file()), None)
     if found is None:
-        raise ValueError(f"{path} is neither a checkpoint nor the folder of a run with one")
+        raise InputError(f"{path} is neither a checkpoint nor the folder of a run with one")
     return found
 
 
@@ -30,19 +31,19 @@ def load(checkpoint: Path) -> NeuralProcess:
     """The model of a checkpoint, on the CPU; the file is read without running code.
 
     Raises:
-        ValueError: if it is none, or of no model of regression that npbench knows.
+        InputError: if it is none, or of no model of regression that npbench knows.
     """
     try:
         return _model(checkpoint, MetaRegression)
     except (ValueError, ArgumentError) as error:
         if name := _event_model(checkpoint):
-            raise ValueError(
+            raise InputError(
                 f"{checkpoint} holds a {name}, which predicts events; this command takes models of "
                 f"regression"
             ) from error
-        raise ValueError(f"{checkpoint} cannot be loaded: {error}") from error
+        raise InputError(f"{checkpoint} cannot be loaded: {error}") from error
     except Exception as error:  # torch fails in many ways on a file of another kind
-        raise ValueError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
 
 
 def _model(checkpoint: Path, kind: type[TrainingModule]) -> nn.Module:
@@ -60,13 +61,13 @@ def of_state(notes: Mapping[str, str], named: Path | None) -> Path:
     """The checkpoint that is named for a state, or else the one that its notes say.
 
     Raises:
-        ValueError: if there is none.
+        InputError: if there is none.
     """
     if named is not None:
         return find(named)
     checkpoint = Path(given("--ckpt", notes.get("checkpoint")))
     if not checkpoint.is_file():
-        raise ValueError(
+        raise InputError(
             f"the state was made by {checkpoint}, which is not there any more; name it by --ckpt"
         )
     return checkpoint

@@ -20,6 +20,7 @@ from npbench.commands import checkpoints
 from npbench.commands.arguments import default_device, device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
+from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import NeuralProcess, evaluating
@@ -62,7 +63,7 @@ def run(args: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "comparison.csv", float_format="%.6g")
     tasks.to_csv(options.out / "tasks.csv", index_label="task", float_format="%.6g")
-    draw(table, tasks).savefig(options.out / "comparison.png")
+    comparison_figure(table, tasks).savefig(options.out / "comparison.png")
     print(f"comparison.csv, tasks.csv and comparison.png written to {options.out}")
 
 
@@ -92,7 +93,7 @@ def load_runs(arguments: Sequence[str]) -> list[Run]:
     folder where several are of one class.
 
     Raises:
-        ValueError: if there is no checkpoint, or two runs have one name.
+        InputError: if there is no checkpoint, or two runs have one name.
     """
     runs = []
     for argument in arguments:
@@ -105,7 +106,7 @@ def load_runs(arguments: Sequence[str]) -> list[Run]:
         if names.count(run.name) > 1 and "=" not in argument:
             run.name = argument
     if len({run.name for run in runs}) < len(runs):
-        raise ValueError(f"two runs have one name: {', '.join(run.name for run in runs)}")
+        raise InputError(f"two runs have one name: {', '.join(run.name for run in runs)}")
     return runs
 
 
@@ -125,7 +126,7 @@ def compare(
         are known, and each model's log-likelihood.
 
     Raises:
-        ValueError: if there is no such part, or no choice of one; or on other data than tasks.
+        InputError: if there is no such part, or no choice of one; or on other data than tasks.
     """
     data.prepare_data()
     data.setup("test")
@@ -133,7 +134,7 @@ def compare(
     parts = batches if isinstance(batches, dict) else {}
     if part not in (parts or {None}):
         known = f"choose one of {', '.join(parts)}" if parts else "there are no parts to choose"
-        raise ValueError(f"--part {part or 'is missing'}: {known}")
+        raise InputError(f"--part {part or 'is missing'}: {known}")
     batches = parts.get(part, batches)
     rows, tasks = {}, pd.DataFrame(_facts(batches))
     for run in runs:
@@ -224,7 +225,7 @@ def _table(columns: Sequence[str], caption: str) -> Table:
     return table
 
 
-def draw(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
+def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
     """Log-likelihoods with two standard errors, over all tasks and by the context's size."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
     overall, by_size = figure.subplots(1, 2, width_ratios=[1, 1.3])
@@ -257,7 +258,7 @@ def _facts(batches: Iterable[Task]) -> dict[str, list[float]]:
     facts: dict[str, list[float]] = defaultdict(list)
     for task in batches:
         if not isinstance(task, Task):
-            raise ValueError(
+            raise InputError(
                 f"the data module gives {type(task).__name__}; npbench compare takes models and "
                 f"tasks of regression"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from npbench.commands import checkpoints
 from npbench.commands.arguments import check_out, columns, default_device, device, given
 from npbench.commands.progress import progress_bar
+from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.models import CMANP, CMANPState
 from npbench.models.contracts.process import evaluating
@@ -45,7 +46,7 @@ def run(args: Sequence[str]) -> None:
     )
     model = checkpoints.load(checkpoint).to(options.device)
     if not isinstance(model, CMANP):
-        raise ValueError(
+        raise InputError(
             f"{checkpoint} holds a {type(model).__name__}, whose state grows with its context; "
             f"condition takes CMANP and CMANPAND"
         )
@@ -65,7 +66,7 @@ def run(args: Sequence[str]) -> None:
         try:
             state.save(partial, model, **task, **origin, **so_far)
         except OSError as error:
-            raise ValueError(f"{partial} cannot be written ({error.strerror})") from error
+            raise InputError(f"{partial} cannot be written ({error.strerror})") from error
 
     try:
         with evaluating(model), progress_bar() as progress:
@@ -78,7 +79,7 @@ def run(args: Sequence[str]) -> None:
                 save(state)
                 progress.update(shown, completed=rows)
             if not rows:
-                raise ValueError(f"{options.data} has no rows")
+                raise InputError(f"{options.data} has no rows")
             save(model.merge(state))
         partial.replace(options.out)
     except (KeyboardInterrupt, ValueError, OSError) as error:
@@ -90,7 +91,7 @@ def run(args: Sequence[str]) -> None:
         )
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"; {kept}") from error
-        raise ValueError(f"{error}; {kept}") from error
+        raise InputError(f"{error}; {kept}") from error
     print(f"{rows:,} points absorbed into {options.out}; it answers by")
     out = shlex.quote(str(options.out))
     print(f"  npbench query --state {out} --targets FILE --out predictions.parquet")
@@ -98,7 +99,7 @@ def run(args: Sequence[str]) -> None:
 
 def check_columns(name: str, names: Sequence[str], dim: int) -> None:
     if len(names) != dim:
-        raise ValueError(
+        raise InputError(
             f"the model was trained with dim_{name}={dim}; --{name} names {len(names)} column(s): "
             f"{','.join(names)}"
         )
@@ -124,7 +125,7 @@ def _resume(
             break
     facts = task | {"fingerprint": fingerprint(model), "digest": digest.hexdigest()}
     if notes | facts != notes:
-        raise ValueError(
+        raise InputError(
             f"{partial} was left by a run on other data, columns, weights or --state; delete it, "
             f"or choose another --out"
         )

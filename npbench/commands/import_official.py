@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import lightning as L
 
 from npbench.commands.sections import instantiate
+from npbench.errors import InputError
 from npbench.interop import official
 from npbench.messages import CommandParser
 from npbench.training import MetaRegression
@@ -30,13 +31,13 @@ def run(args: Sequence[str]) -> None:
     options, fields = _parser().parse_with_fields(args, "model")
     out = options.out or options.checkpoint.with_name(f"npbench-{options.model}.ckpt")
     if out.exists() and out.samefile(options.checkpoint):
-        raise ValueError(f"{out} is the official checkpoint itself; name another file by --out")
+        raise InputError(f"{out} is the official checkpoint itself; name another file by --out")
     module = instantiate(options.config, "model", MetaRegression, fields)
     official.load_weights(module.model, options.model, options.checkpoint)
     try:
         _save(module, out)
     except OSError as error:
-        raise ValueError(
+        raise InputError(
             f"{out} cannot be written ({error.strerror}); name another file by --out"
         ) from error
     print(f"{out} written; evaluate it with")

@@ -12,7 +12,7 @@ from npbench.commands.arguments import default_device, device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.messages import CommandParser
-from npbench.profiling import PHASES, draw, profile
+from npbench.profiling import PHASES, profile, profile_figure
 from npbench.training.base import TrainingModule
 
 _DESCRIPTION = """\
@@ -45,7 +45,7 @@ def run(args: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = pd.concat(profiles, names=["model"]).reset_index("model")
     rows.to_csv(options.out / "profile.csv", index=False)
-    draw(profiles).savefig(options.out / "profile.png")
+    profile_figure(profiles).savefig(options.out / "profile.png")
     print(f"profile.csv and profile.png written to {options.out}")
 
 

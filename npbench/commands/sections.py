@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from npbench.errors import InputError
 from npbench.messages import explain
 
 Section = TypeVar("Section")
@@ -27,17 +28,17 @@ def instantiate(
         options: fields to set, as on the command line: "--data.batch_size", "8".
 
     Raises:
-        ValueError: if there is no such file or section, or it says what cannot be.
+        InputError: if there is no such file or section, or it says what cannot be.
     """
     if not config.is_file():
-        raise ValueError(f"there is no {config}; name a file with a {name} section by --config")
+        raise InputError(f"there is no {config}; name a file with a {name} section by --config")
     try:
         sections = yaml.safe_load(config.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config} is no YAML file: {error}") from error
+        raise InputError(f"{config} is no YAML file: {error}") from error
     section = sections.get(name) if isinstance(sections, dict) else None
     if section is None:
-        raise ValueError(f"{config} has no {name} section")
+        raise InputError(f"{config} has no {name} section")
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(base, name, subclass_mode=True, required=True)
     fields = []
@@ -48,8 +49,11 @@ def instantiate(
         fields = _fields(section)
         parsed = parser.parse_args([f"--{name}={json.dumps(section)}", *options])
     except argparse.ArgumentError as error:
-        raise ValueError(explain(str(error), fields)) from error
-    return parser.instantiate_classes(parsed)[name]
+        raise InputError(explain(str(error), fields)) from error
+    try:
+        return parser.instantiate_classes(parsed)[name]
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _fields(section: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from npbench import models
+from npbench.errors import InputError
 from npbench.models import NeuralProcess
 
 # Official constructor arguments → ours.
@@ -175,19 +176,19 @@ def load(
             read with `weights_only`, so that it cannot run code.
 
     Raises:
-        ValueError: on an unknown model or argument, and on parameters that are missing, left over
+        InputError: on an unknown model or argument, and on parameters that are missing, left over
             or of another shape.
     """
     official = _lookup(model)
     unknown = hparams.keys() - official.arguments.keys() - _IGNORED
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"unknown hyper-parameter(s) {sorted(unknown)} of {model}; known: "
             f"{sorted(official.arguments)}"
         )
     missing = _DIMS.keys() - hparams.keys()
     if missing:
-        raise ValueError(f"the hyper-parameters of {model} lack {sorted(missing)}")
+        raise InputError(f"the hyper-parameters of {model} lack {sorted(missing)}")
     arguments = {official.arguments[k]: v for k, v in hparams.items() if k not in _IGNORED}
     ours = official.model(**arguments)
     load_weights(ours, model, state_dict)
@@ -205,24 +206,24 @@ def load_weights(
         state_dict: as in `load`.
 
     Raises:
-        ValueError: if `ours` is of another class, and as in `load`.
+        InputError: if `ours` is of another class, and as in `load`.
     """
     official = _lookup(model)
     if type(ours) is not official.model:
-        raise ValueError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
+        raise InputError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
     if not isinstance(state_dict, Mapping):
         state_dict = _read(Path(state_dict))
     # DataParallel puts "module." before all names.
     named = {name.removeprefix("module."): weight for name, weight in state_dict.items()}
     weights = _reshape({_rename(name, official.names): w for name, w in named.items()})
     if difference := _difference(ours.state_dict(), weights):
-        raise ValueError(f"these weights are no {model} of these hyper-parameters: {difference}")
+        raise InputError(f"these weights are no {model} of these hyper-parameters: {difference}")
     ours.load_state_dict(weights)
 
 
 def _lookup(model: str) -> _Official:
     if model not in _MODELS:
-        raise ValueError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
+        raise InputError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
     return _MODELS[model]
 
 
@@ -274,14 +275,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds more than tensors, or is no checkpoint: refused"
             ) from error
         except Exception as error:  # torch fails in many ways on a file of another kind
-            raise ValueError(f"{path} is damaged, or no checkpoint") from error
+            raise InputError(f"{path} is damaged, or no checkpoint") from error
     parameters = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(parameters, dict) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in parameters.items()
     ):
-        raise ValueError(f"{path} holds no state dict")
+        raise InputError(f"{path} holds no state dict")
     return parameters

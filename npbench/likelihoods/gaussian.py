@@ -19,6 +19,7 @@ from torch.distributions import (
 )
 
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
+from npbench.errors import InputError
 
 # What may be added to a variance to make a covariance positive definite, smallest first.
 _JITTERS = [10.0**exponent for exponent in range(-8, 1)]
@@ -112,7 +113,7 @@ class JointGaussian(nn.Module):
     ) -> None:
         super().__init__()
         if covariance not in ("cholesky", "lowrank"):
-            raise ValueError(f'covariance={covariance!r} must be "cholesky" or "lowrank"')
+            raise InputError(f'covariance={covariance!r} must be "cholesky" or "lowrank"')
         dim_model, dim_hidden = config.dim_model, config.dim_feedforward
         self.covariance = covariance
         self.bound_std = bound_std

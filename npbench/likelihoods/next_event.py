@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from npbench.blocks import MLP
+from npbench.errors import InputError
 from npbench.structure import TensorRecord
 
 # Halvings of the interval of a quantile: enough for float64.
@@ -98,10 +99,10 @@ class NextEvent(TensorRecord):
         """The τ with `cdf(τ)` equal to the level, by bisection over log τ; without gradient.
 
         Raises:
-            ValueError: if the level does not lie between 0 and 1.
+            InputError: if the level does not lie between 0 and 1.
         """
         if not 0.0 < level < 1.0:
-            raise ValueError(f"level={level} must lie between 0 and 1")
+            raise InputError(f"level={level} must lie between 0 and 1")
         with torch.no_grad():
             z = NormalDist().inv_cdf(level)
             of_components = self.log_mean + z * self.log_std

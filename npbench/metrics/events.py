@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.models.contracts.events import EventEvaluation
 
@@ -94,7 +95,7 @@ class KolmogorovSmirnov(Metric):
     def __init__(self, num_bins: int = 10_000, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if num_bins < 1:
-            raise ValueError(f"num_bins={num_bins} must be 1 or more")
+            raise InputError(f"num_bins={num_bins} must be 1 or more")
         self.num_bins = num_bins
         self.add_state("counts", torch.zeros(num_bins, dtype=torch.long), dist_reduce_fx="sum")
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
+from npbench.errors import InputError
 from npbench.models.contracts.process import Evaluation
 from npbench.task import Task
 
@@ -73,7 +74,7 @@ class Coverage(Metric):
     def __init__(self, level: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0.0 < level < 1.0:
-            raise ValueError(f"level={level} must lie between 0 and 1")
+            raise InputError(f"level={level} must lie between 0 and 1")
         self.half_width = NormalDist().inv_cdf((1 + level) / 2)
         self.add_state("inside", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")

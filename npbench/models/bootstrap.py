@@ -45,8 +45,8 @@ class BootstrapProcess(MixtureProcess):
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """The negative sum of both log-likelihoods per point, averaged over tasks."""
         state, targets = self._read(task)
-        context = self._door.points("xc", task.xc, "yc", task.yc, task.context_mask)
-        points = Points.union([context, targets])
+        context = self._inputs.points("xc", task.xc, "yc", task.yc, task.context_mask)
+        points = Points.concatenate([context, targets])
         components = self._components(state, points.x, self.num_train_samples)
         mixture = log_mean_exp(components.log_prob(expand(points.y, self.num_train_samples)))
         base = self.base(state, points.x).log_prob(points.y)
@@ -57,12 +57,12 @@ class BootstrapProcess(MixtureProcess):
         return self._base(state.base, xt)
 
     def _condition(self, chunks: Iterator[Points]) -> BNPState:
-        points = Points.union(chunks)
+        points = Points.concatenate(chunks)
         return BNPState(points, self.encoder.condition([points]))
 
     def _update(self, state: BNPState, points: Points) -> BNPState:
         base = self.encoder.update(state.base, points)
-        return BNPState(Points.union([state.points, points]), base)
+        return BNPState(Points.concatenate([state.points, points]), base)
 
     def _components(self, state: BNPState, xt: Tensor, num_samples: int) -> Independent:
         base = represent(self.encoder, state.base, xt)

@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
 from npbench.distributed import all_merge
+from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian, independent_normal
 from npbench.models.contracts import state_files
 from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import NeuralProcess, State, records_arguments, union
+from npbench.models.contracts.process import NeuralProcess, State, merge_all, records_arguments
 from npbench.models.streaming import PointReader
 
 _INFERENCE_CHUNK = 512
@@ -44,7 +45,7 @@ class CMANPState(State):
         """The state of the union of two contexts, exact in any order and any tree of merges.
 
         Raises:
-            ValueError: if the two are states of different numbers of tasks, or of other models.
+            InputError: if the two are states of different numbers of tasks, or of other models.
         """
         return type(self)(self.attention.merge(other.attention), latents=None)
 
@@ -70,7 +71,7 @@ class CMANPState(State):
             model: to be used with the state, and refused if it is not the one that made it.
 
         Raises:
-            ValueError: if the file is no saved state, or one of another model or other weights.
+            InputError: if the file is no saved state, or one of another model or other weights.
         """
         tensors = state_files.read(path, model)
         attention = AttentionState(tensors["attention.lse"], tensors["attention.out"])
@@ -139,7 +140,7 @@ class CMANP(NeuralProcess):
     ) -> None:
         super().__init__(dim_x, dim_y)
         if context_chunk_size is not None and context_chunk_size < 1:
-            raise ValueError(f"context_chunk_size={context_chunk_size} must be 1 or more")
+            raise InputError(f"context_chunk_size={context_chunk_size} must be 1 or more")
         self.context_chunk_size = context_chunk_size
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm, norm_residual)
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
@@ -155,8 +156,8 @@ class CMANP(NeuralProcess):
     def merge(self, *states: CMANPState) -> CMANPState:
         """The state of the union of one context or more, ready to be queried."""
         if not states:
-            raise ValueError("merge takes one state or more; condition on no points for a prior")
-        return union((state.attention for state in states), finish=self._state)
+            raise InputError("merge takes one state or more; condition on no points for a prior")
+        return merge_all((state.attention for state in states), finish=self._state)
 
     def all_merge(self, state: CMANPState, group: ProcessGroup | None = None) -> CMANPState:
         """The collective form of `merge`: the state of all ranks' contexts, ready to be queried.
@@ -168,7 +169,7 @@ class CMANP(NeuralProcess):
             group: the ranks that share the context; by default all.
 
         Raises:
-            ValueError: if there is no process group, or this process is not in it.
+            InputError: if there is no process group, or this process is not in it.
         """
         return self._state(all_merge(state.attention, group, self.parameters()))
 
@@ -186,15 +187,15 @@ class CMANP(NeuralProcess):
         left, there is an error instead of a state.
 
         Raises:
-            ValueError: as `update`; and where the result would be ill-conditioned, or the state
+            InputError: as `update`; and where the result would be ill-conditioned, or the state
                 cannot have absorbed the points.
         """
-        points = self._door.points("x", x, "y", y, mask)
+        points = self._inputs.points("x", x, "y", y, mask)
         check_batch("x", points.x, state.batch_size)
         attention, share = state.attention.remove(self._absorb(points))
         least = float(share.detach().min())
         if not least >= _LEAST_SHARE:
-            raise ValueError(
+            raise InputError(
                 f"forgetting these points would leave {least:.1e} of what a latent attends to; "
                 f"below {_LEAST_SHARE:g} the result is ill-conditioned, and below 0 the state has "
                 f"never absorbed the points: condition on those that remain instead"
@@ -203,8 +204,8 @@ class CMANP(NeuralProcess):
 
     def _condition(self, chunks: Iterator[Points]) -> CMANPState:
         if torch.is_grad_enabled() and self.context_chunk_size is not None:
-            return self._state(self._absorb(Points.union(chunks)))
-        return union(self._reader.states(chunks), finish=self._state)
+            return self._state(self._absorb(Points.concatenate(chunks)))
+        return merge_all(self._reader.states(chunks), finish=self._state)
 
     def _update(self, state: CMANPState, points: Points) -> CMANPState:
         return self._state(state.attention.merge(self._absorb(points)))

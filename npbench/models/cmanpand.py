@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from npbench.blocks import LayerConfig
+from npbench.errors import InputError
 from npbench.likelihoods import JointGaussian
 from npbench.models.cmanp import CMANP, CMANPState
 from npbench.models.contracts.joint import JointProcess, log_density
@@ -81,7 +82,7 @@ class CMANPAND(JointProcess, CMANP):
             context_chunk_size,
         )  # fmt: skip
         if block_size < 1:
-            raise ValueError(f"block_size={block_size} must be 1 or more")
+            raise InputError(f"block_size={block_size} must be 1 or more")
         self.block_size = block_size
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout)
         self.head = JointGaussian(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from npbench.attention import AttentionState
 from npbench.blocks import EventEmbedding, HistoryBlock, LayerConfig, QueryLayer
+from npbench.errors import InputError
 from npbench.models.contracts.events import EventModel, EventState, ends
 from npbench.models.contracts.process import records_arguments
 
@@ -86,7 +87,7 @@ class CMHP(EventModel):
     ) -> None:
         super().__init__(num_marks, dim_model, num_components, min_interval)
         if scan_chunk_size < 1:
-            raise ValueError(f"scan_chunk_size={scan_chunk_size} must be 1 or more")
+            raise InputError(f"scan_chunk_size={scan_chunk_size} must be 1 or more")
         config = LayerConfig(
             dim_model, num_heads, dim_feedforward, dropout, norm_residual=norm_residual
         )

@@ -11,9 +11,10 @@ from torch.distributions import Distribution
 
 from npbench.attention import attend, join_heads, split_heads
 from npbench.blocks import MLP
+from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import NeuralProcess, State, records_arguments, union
+from npbench.models.contracts.process import NeuralProcess, State, merge_all, records_arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +28,10 @@ class CNPState(State):
         """The state of the union of two contexts.
 
         Raises:
-            ValueError: if the two are states of different numbers of tasks.
+            InputError: if the two are states of different numbers of tasks.
         """
         if self.batch_size != other.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"states of {self.batch_size} and {other.batch_size} tasks do not merge"
             )
         count = self.count + other.count
@@ -70,7 +71,7 @@ class PooledEncoder(nn.Module):
         )
 
     def condition(self, chunks: Iterable[Points]) -> CNPState:
-        return union(map(self._absorb, chunks))
+        return merge_all(map(self._absorb, chunks))
 
     def update(self, state: CNPState, points: Points) -> CNPState:
         return state.merge(self._absorb(points))
@@ -128,7 +129,7 @@ class AttentiveEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if pre_depth < 3 or value_depth < 3:
-            raise ValueError(
+            raise InputError(
                 f"pre_depth={pre_depth} and value_depth={value_depth} must be 3 or more, of which "
                 f"self-attention takes the place of 2"
             )
@@ -141,7 +142,7 @@ class AttentiveEncoder(nn.Module):
         self.post = MLP(dim_hidden, dim_hidden, dim_summary, post_depth)
 
     def condition(self, chunks: Iterable[Points]) -> CANPState:
-        points = Points.union(chunks)
+        points = Points.concatenate(chunks)
         mask = points.attention_mask
         values = self.embed_values(points.xy)
         pooled = self.pre(points.xy).relu()
@@ -179,7 +180,7 @@ class PostNormAttention(nn.Module):
     def __init__(self, dim_hidden: int, num_heads: int = 8) -> None:
         super().__init__()
         if dim_hidden % num_heads:
-            raise ValueError(f"dim_hidden={dim_hidden} does not split into {num_heads} heads")
+            raise InputError(f"dim_hidden={dim_hidden} does not split into {num_heads} heads")
         self.num_heads = num_heads
         self.to_q, self.to_k, self.to_v = (
             nn.Linear(dim_hidden, dim_hidden, bias=False) for _ in range(3)

@@ -35,8 +35,8 @@ class LatentProcess(MixtureProcess):
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """The negative bound per point, averaged over tasks."""
         state, targets = self._read(task)
-        context = self._door.points("xc", task.xc, "yc", task.yc, task.context_mask)
-        points = Points.union([context, targets])
+        context = self._inputs.points("xc", task.xc, "yc", task.yc, task.context_mask)
+        points = Points.concatenate([context, targets])
         prior = self.latent(state)
         posterior = self.latent(self._update(state, targets))
         z = posterior.rsample(torch.Size([self.num_train_samples]))

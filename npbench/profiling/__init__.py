@@ -1,6 +1,6 @@
 """Peak memory and time, on CUDA and on a CPU: of one call, and of the phases of a model."""
 
 from npbench.profiling.measurement import LiveTensors, Measurement, measure
-from npbench.profiling.phases import PHASES, draw, profile
+from npbench.profiling.phases import PHASES, profile, profile_figure
 
-__all__ = ["PHASES", "LiveTensors", "Measurement", "draw", "measure", "profile"]
+__all__ = ["PHASES", "LiveTensors", "Measurement", "measure", "profile", "profile_figure"]

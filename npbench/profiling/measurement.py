@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from npbench.errors import InputError
+
 # Bytes that CUDA's allocator takes from its cache rather than from the device.
 _PIECE = 2**24
 
@@ -45,14 +47,14 @@ def measure(
         repeats: timed calls.
 
     Raises:
-        ValueError: if `repeats` is not 1 or more.
+        InputError: if `repeats` is not 1 or more.
 
     Example:
         >>> measure(lambda: torch.zeros(1000, 1000).sum()).peak_bytes
         4000004
     """
     if repeats < 1:
-        raise ValueError(f"repeats={repeats} must be 1 or more")
+        raise InputError(f"repeats={repeats} must be 1 or more")
     device = torch.device(device)
     gc.collect()  # which would else come at any time, and take long
     try:

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.models import EventModel, EventState, NeuralProcess, State
@@ -108,10 +109,10 @@ def profile(
         `Measurement`; a phase that was left out has none.
 
     Raises:
-        ValueError: on an unknown phase.
+        InputError: on an unknown phase.
     """
     if unknown := set(phases) - set(PHASES):
-        raise ValueError(f"unknown phase(s) {sorted(unknown)}; known: {', '.join(PHASES)}")
+        raise InputError(f"unknown phase(s) {sorted(unknown)}; known: {', '.join(PHASES)}")
     device = torch.device(device)
     before: dict[str, tuple[int, float]] = {}
     for num_context in context_sizes:
@@ -124,7 +125,7 @@ def profile(
             yield {"num_context": num_context, "phase": phase} | vars(measured)
 
 
-def draw(profiles: dict[str, pd.DataFrame]) -> Figure:
+def profile_figure(profiles: dict[str, pd.DataFrame]) -> Figure:
     """Peak memory (above) and time (below) against the context's size: a column a phase, a line a
     model.
 

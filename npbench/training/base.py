@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import Metric
 
+from npbench.errors import InputError
 from npbench.structure import TensorRecord
 
 # Differing weights that a message names.
@@ -54,9 +55,9 @@ class TrainingModule(L.LightningModule, ABC):
     ) -> None:
         super().__init__()
         if decay not in ("cosine", "linear"):
-            raise ValueError(f'decay={decay!r} must be "cosine" or "linear"')
+            raise InputError(f'decay={decay!r} must be "cosine" or "linear"')
         if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
+            raise InputError(f"warmup_steps={warmup_steps} must not be negative")
         self.model = model
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -67,7 +68,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.named_test_metrics = nn.ModuleDict()
 
     @abstractmethod
-    def _measured(self, batch: Any, metrics: nn.Module) -> dict[str, Metric]:
+    def _update_metrics(self, batch: Any, metrics: nn.Module) -> dict[str, Metric]:
         """Add a batch to the metrics; those that apply to it, by name."""
 
     @abstractmethod
@@ -110,13 +111,13 @@ class TrainingModule(L.LightningModule, ABC):
 
     def _check(self, batch: Any) -> None:
         if not isinstance(batch, self.batch):
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} takes batches of {self.batch.__name__}, and the data gives "
                 f"{type(batch).__name__}; take a data module for it, or another module"
             )
 
     def _measure(self, stage: str, batch: Any, metrics: nn.Module, of: str = "") -> None:
-        for name, metric in self._measured(batch, metrics).items():
+        for name, metric in self._update_metrics(batch, metrics).items():
             shown = self.monitor.endswith(f"/{name}") and stage != "train"
             self.log(
                 f"{stage}/{name}{of}",
@@ -129,15 +130,18 @@ class TrainingModule(L.LightningModule, ABC):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.model.parameters())
+        try:
+            optimizer = self.optimizer(self.model.parameters())
+        except ValueError as error:
+            raise InputError(f"the optimizer cannot be built: {error}") from error
         scheduler = (self.lr_scheduler or self._decay_over_the_run)(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if not isinstance(scheduler, ReduceLROnPlateau):
-                raise ValueError(
+                raise InputError(
                     "take lightning.pytorch.cli.ReduceLROnPlateau, which is told what to monitor"
                 )
             if self.warmup_steps:
-                raise ValueError("ReduceLROnPlateau takes no warmup_steps; set warmup_steps to 0")
+                raise InputError("ReduceLROnPlateau takes no warmup_steps; set warmup_steps to 0")
             schedule = {"scheduler": scheduler, "monitor": scheduler.monitor}
         else:
             schedule = {"scheduler": self._with_warmup(scheduler), "interval": "step"}
@@ -161,7 +165,7 @@ class TrainingModule(L.LightningModule, ABC):
         """Refuse a checkpoint of another model.
 
         Raises:
-            ValueError: if its parameters are not this model's; says how the two differ.
+            InputError: if its parameters are not this model's; says how the two differ.
         """
         mine, theirs = (
             {name: list(value.shape) for name, value in state.items()}
@@ -179,7 +183,7 @@ class TrainingModule(L.LightningModule, ABC):
                 for name, value in here["init_args"].items()
                 if there["init_args"].get(name) != value
             )
-        raise ValueError(
+        raise InputError(
             f"the checkpoint is of another model: {difference or _differing(mine, theirs)}"
         )
 

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import Metric
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import EventMetrics
@@ -58,7 +59,7 @@ class EventPrediction(TrainingModule):
         warmup_steps: steps over which the learning rate rises linearly before either.
 
     Raises:
-        ValueError: when a run starts, if the data module's `num_marks` is another.
+        InputError: when a run starts, if the data module's `num_marks` is another.
 
     Example:
         >>> import lightning as L
@@ -103,7 +104,7 @@ class EventPrediction(TrainingModule):
         """Refuse a checkpoint of another model, and count marks by this one's vocabulary.
 
         Raises:
-            ValueError: as `TrainingModule`.
+            InputError: as `TrainingModule`.
         """
         super().on_load_checkpoint(checkpoint)
         self.vocabulary = checkpoint.get("vocabulary")
@@ -173,7 +174,9 @@ class EventPrediction(TrainingModule):
         }
         return pa.table(columns)
 
-    def _measured(self, sequences: EventSequences, metrics: EventMetrics) -> dict[str, Metric]:
+    def _update_metrics(
+        self, sequences: EventSequences, metrics: EventMetrics
+    ) -> dict[str, Metric]:
         return metrics.update(sequences, self.model.evaluate(sequences))
 
     def _hand_over_vocabulary(self) -> None:
@@ -185,7 +188,7 @@ class EventPrediction(TrainingModule):
         """Once a checkpoint is restored, which tells the data module its vocabulary."""
         theirs = getattr(self.trainer.datamodule, "num_marks", self.model.num_marks)
         if theirs != self.model.num_marks:
-            raise ValueError(
+            raise InputError(
                 f"the data has {theirs} marks, the model num_marks={self.model.num_marks}; set the "
                 f"model's num_marks to {theirs}"
             )

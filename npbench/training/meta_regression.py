@@ -89,5 +89,5 @@ class MetaRegression(TrainingModule):
                 columns |= {f"{name}{i}": column for i, column in enumerate(rows.T)}
         return pa.table(columns)
 
-    def _measured(self, task: Task, metrics: RegressionMetrics) -> dict[str, Metric]:
+    def _update_metrics(self, task: Task, metrics: RegressionMetrics) -> dict[str, Metric]:
         return metrics.update(task, self.model.evaluate(task), self.model.scores_jointly)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import GPDataModule
 from npbench.callbacks import PosteriorFigures, PredictionWriter
-from npbench.callbacks.regression import draw
+from npbench.callbacks.regression import posterior_figure
 from npbench.models import CMANP, CNP
 from npbench.training import MetaRegression
 
@@ -66,7 +66,7 @@ def test_figures_change_nothing_in_training(tmp_path: Path) -> None:
 def test_drawing_leaves_a_frozen_layer_frozen() -> None:
     model = module().model.train()
     model.blocks.eval()
-    draw([model], [data().figure_task()])
+    posterior_figure([model], [data().figure_task()])
     assert model.training
     assert not any(block.training for block in model.blocks.modules())
 
@@ -75,7 +75,7 @@ def test_drawing_leaves_a_frozen_layer_frozen() -> None:
 def test_a_figure_has_a_column_for_each_model_and_the_exact_answer(num_targets: int) -> None:
     tasks = [data().figure_task(index, num_targets=num_targets) for index in range(2)]
     models = [module().model, CNP(1, 1, dim_hidden=8)]
-    figure = draw(models, tasks)
+    figure = posterior_figure(models, tasks)
     titles = [axis.get_title() for axis in figure.axes[:3]]
     assert [title.split(":")[0] for title in titles] == ["CMANP", "CNP", "Exact"]
     assert len(figure.axes) == 6
@@ -84,7 +84,7 @@ def test_a_figure_has_a_column_for_each_model_and_the_exact_answer(num_targets: 
 
 def test_without_an_exact_answer_there_is_no_column_for_it() -> None:
     task = data(t_noise=0.15).figure_task()
-    assert len(draw([CNP(1, 1, dim_hidden=8)], [task]).axes) == 1
+    assert len(posterior_figure([CNP(1, 1, dim_hidden=8)], [task]).axes) == 1
 
 
 def test_figures_need_a_data_module_that_has_them(tmp_path: Path) -> None:

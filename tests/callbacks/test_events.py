@@ -20,7 +20,7 @@ from datamodules.events.hawkes import HawkesProcess
 from datamodules.events.point_processes import PoissonProcess, RenewalProcess
 from npbench import EventSequences
 from npbench.callbacks import EventFigures, PeakMemoryProfiler
-from npbench.callbacks.events import draw
+from npbench.callbacks.events import event_figure
 from npbench.likelihoods import NextEvent
 from npbench.models import THP, EventModel
 from npbench.training import EventPrediction
@@ -83,7 +83,7 @@ def renewals(count: int, log_std: float = 0.5) -> EventSequences:
 
 def test_the_intensity_is_the_density_over_the_survival() -> None:
     model, sequences = Known(), renewals(1)
-    (axis,) = panels(draw(model, sequences))["intensity"]
+    (axis,) = panels(event_figure(model, sequences))["intensity"]
     shown = intensities(axis)["model"]
     dist = model(sequences)[0, :-1][:, None]
     start = sequences.times[0, :-1, None].numpy()
@@ -104,7 +104,7 @@ def test_the_intensity_is_the_density_over_the_survival() -> None:
 )
 def test_beside_it_stands_the_intensity_of_the_process(process: HawkesProcess) -> None:
     sequences = process.sample(2, num_events=40)
-    figure = draw(thp(), sequences, process.compensator)
+    figure = event_figure(thp(), sequences, process.compensator)
     for row, axis in zip(range(2), panels(figure)["intensity"], strict=True):
         shown = intensities(axis)
         assert list(shown) == ["model", "exact"]
@@ -125,7 +125,7 @@ def test_beside_it_stands_the_intensity_of_the_process(process: HawkesProcess) -
 
 def test_marks_are_shown_with_the_probability_that_was_said_of_them() -> None:
     sequences = renewals(1)
-    (axis,) = panels(draw(Known(), sequences))["mark"]
+    (axis,) = panels(event_figure(Known(), sequences))["mark"]
     mesh, events = axis.collections
     np.testing.assert_allclose(mesh.get_array(), np.repeat([[0.25], [0.75]], 30, axis=1), rtol=1e-6)
     times, marks = events.get_offsets().T
@@ -142,7 +142,9 @@ def test_the_sequences_of_most_events_are_drawn(lengths: tuple[int, ...], drawn:
     sequences = random_sequences(len(lengths), 20)
     mask = torch.arange(20) < torch.tensor(lengths)[:, None]
     sequences = EventSequences(sequences.times, sequences.marks, mask)
-    shown = [intensities(axis)["model"] for axis in panels(draw(thp(), sequences))["intensity"]]
+    shown = [
+        intensities(axis)["model"] for axis in panels(event_figure(thp(), sequences))["intensity"]
+    ]
     assert [len(lines) + 1 for lines in shown] == drawn
 
 
@@ -151,14 +153,14 @@ def test_the_intensity_along_a_very_short_interval_is_as_exact_as_elsewhere() ->
     model = thp()
     model.set_time_scale(1.0, 0.0, 3.0)
     sequences = EventSequences(1e-5 * torch.arange(4.0)[None], torch.zeros(1, 4).long())
-    shown = [intensities(panels(draw(of_type, sequences))["intensity"][0])["model"]
+    shown = [intensities(panels(event_figure(of_type, sequences))["intensity"][0])["model"]
              for of_type in (model, deepcopy(model).double())]  # fmt: skip
     np.testing.assert_allclose(*shown, rtol=1e-3)
 
 
 def test_intervals_are_shown_with_the_median_and_the_central_half() -> None:
     sequences = renewals(1)
-    (axis,) = panels(draw(Known(), sequences))["predicted interval"]
+    (axis,) = panels(event_figure(Known(), sequences))["predicted interval"]
     median = axis.lines[0]
     np.testing.assert_allclose(median.get_xdata(), sequences.intervals[0], rtol=1e-6)
     np.testing.assert_allclose(median.get_ydata(), np.exp(2.0), rtol=1e-6)
@@ -172,7 +174,7 @@ def test_of_many_intervals_some_are_shown_and_none_of_no_length() -> None:
     sequences = renewals(40)
     times = sequences.times.clone()
     times[:, 3] = times[:, 2]
-    figure = draw(Known(), EventSequences(times, sequences.marks))
+    figure = event_figure(Known(), EventSequences(times, sequences.marks))
     (axis,) = panels(figure)["predicted interval"]
     tau = axis.lines[0].get_xdata()
     assert len(tau) == 250
@@ -182,14 +184,14 @@ def test_of_many_intervals_some_are_shown_and_none_of_no_length() -> None:
 
 @pytest.mark.parametrize(("log_std", "share"), [(0.5, 50), (0.25, 82), (1.0, 26)])
 def test_the_share_in_the_central_half_tells_calibration(log_std: float, share: int) -> None:
-    figure = draw(Known(), renewals(200, log_std))
+    figure = event_figure(Known(), renewals(200, log_std))
     title = panels(figure)["predicted interval"][0].get_title()
     assert title.endswith("% of events in the central 50 %")
     assert int(title.split()[0]) == pytest.approx(share, abs=2)
 
 
 def test_quantiles_of_a_right_model_are_the_uniform_ones() -> None:
-    (axis,) = panels(draw(Known(), renewals(200)))["quantile of u = F(τ)"]
+    (axis,) = panels(event_figure(Known(), renewals(200)))["quantile of u = F(τ)"]
     _, quantiles = axis.lines
     assert len(quantiles.get_xdata()) == 6000
     np.testing.assert_allclose(quantiles.get_xdata(), (np.arange(6000) + 0.5) / 6000)
@@ -206,14 +208,14 @@ def test_quantiles_of_a_right_model_are_the_uniform_ones() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_any_number_of_marks_and_type_can_be_drawn(num_marks: int, dtype: torch.dtype) -> None:
     sequences = random_sequences(3, 6, num_marks)
-    figure = draw(thp(num_marks).to(dtype), sequences)
+    figure = event_figure(thp(num_marks).to(dtype), sequences)
     assert len(panels(figure).get("mark", [])) == (0 if num_marks == 1 else 2)
     figure.canvas.draw()
 
 
 def test_events_have_the_color_of_their_mark() -> None:
     sequences = EventSequences(torch.arange(13.0)[None], torch.arange(13)[None])
-    figure = draw(thp(13), sequences)
+    figure = event_figure(thp(13), sequences)
     ticks = panels(figure)["intensity"][0].collections[-1].get_colors()
     points = panels(figure)["mark"][0].collections[1].get_facecolors()
     assert len(np.unique(ticks, axis=0)) == 13
@@ -229,7 +231,9 @@ def test_what_lies_behind_the_events_is_not_drawn() -> None:
         torch.arange(13)[None] < 8,
     )
     model = thp()
-    for mine, theirs in zip(draw(model, padded).axes, draw(model, alone).axes, strict=True):
+    for mine, theirs in zip(
+        event_figure(model, padded).axes, event_figure(model, alone).axes, strict=True
+    ):
         assert mine.get_title() == theirs.get_title()
         for first, second in zip(mine.lines, theirs.lines, strict=True):
             np.testing.assert_allclose(first.get_xydata(), second.get_xydata(), rtol=1e-5)
@@ -239,7 +243,7 @@ def test_what_lies_behind_the_events_is_not_drawn() -> None:
 @pytest.mark.parametrize("events", [2, 5])
 def test_events_that_come_at_once_can_be_drawn(events: int) -> None:
     sequences = EventSequences(torch.ones(2, events), torch.zeros(2, events).long())
-    figure = draw(thp(), sequences, HAWKES.compensator)
+    figure = event_figure(thp(), sequences, HAWKES.compensator)
     for axis in panels(figure)["intensity"]:
         assert all((lines[..., 1] == 0).all() for lines in intensities(axis).values())
     figure.canvas.draw()
@@ -249,7 +253,7 @@ def test_there_must_be_something_to_predict() -> None:
     mask = torch.tensor([[True, False]])
     sequences = EventSequences(torch.zeros(1, 2), torch.zeros(1, 2).long(), mask)
     with pytest.raises(ValueError, match="no event to predict: each needs two at least"):
-        draw(thp(), sequences)
+        event_figure(thp(), sequences)
 
 
 def test_drawing_leaves_the_model_and_the_random_state_alone() -> None:
@@ -259,7 +263,7 @@ def test_drawing_leaves_the_model_and_the_random_state_alone() -> None:
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     sequences = random_sequences(2, 5)
     state = torch.random.get_rng_state()
-    draw(model, sequences)
+    event_figure(model, sequences)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
     assert not model.layers.training

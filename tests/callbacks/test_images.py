@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent, Normal
 from datamodules import EMNISTDataModule, GPDataModule, ImageFolderDataModule
 from npbench import Task
 from npbench.callbacks import ImageFigures
-from npbench.callbacks.images import draw
+from npbench.callbacks.images import completion_figure
 from npbench.models import CMANP, CNP
 from npbench.training import MetaRegression
 
@@ -88,7 +88,7 @@ def test_panels_show_what_the_model_says_where_it_says_it(
     data, size = (digits, 28) if channels == 1 else (pictures, 9)
     (truth,) = data.image_sets[2][[0]].permute(0, 2, 3, 1).numpy() / 255
     task = data.completion_task(num_context=30)
-    figure = draw(Known(2, channels, dim_hidden=8), [[task]])
+    figure = completion_figure(Known(2, channels, dim_hidden=8), [[task]])
     context, mean, std, sample, shown = panels(figure, size, size, gap=max(1, size // 14))
     assert np.allclose(shown, np.broadcast_to(truth, shown.shape), atol=1e-6)
     known = np.zeros((size, size), bool)
@@ -112,7 +112,7 @@ def test_panels_show_what_the_model_says_where_it_says_it(
 
 def test_a_grid_has_a_column_for_each_image_and_context(pictures: ImageFolderDataModule) -> None:
     tasks = [[pictures.completion_task(i, size) for size in (3, 30)] for i in range(3)]
-    (axis,) = draw(CNP(2, 3, dim_hidden=8), tasks).axes
+    (axis,) = completion_figure(CNP(2, 3, dim_hidden=8), tasks).axes
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["3 pixels", "30 pixels"] * 3
     assert [label.get_text() for label in axis.get_yticklabels()][::4] == ["context", "truth"]
@@ -124,9 +124,9 @@ def test_standard_deviations_have_one_scale(pictures: ImageFolderDataModule) -> 
     tasks = [pictures.completion_task(index, 80) for index in range(6)]
     left = next(task for task in tasks if task.xt[0, 0, 1] < 0)
     for column in (left, pictures.completion_task(0, 5)):
-        shown = draw(Known(2, 3, dim_hidden=8), [[column]]).axes[0].get_title()
+        shown = completion_figure(Known(2, 3, dim_hidden=8), [[column]]).axes[0].get_title()
         assert f"to {0.1 if column is left else 0.2:.2f} (white)" in shown
-    both = draw(Known(2, 3, dim_hidden=8), [[left], [pictures.completion_task(0, 5)]])
+    both = completion_figure(Known(2, 3, dim_hidden=8), [[left], [pictures.completion_task(0, 5)]])
     assert "to 0.20 (white)" in both.axes[0].get_title()
 
 
@@ -136,7 +136,7 @@ def test_every_model_completes_images_and_is_left_as_it_was(
 ) -> None:
     model = small(name, dim_x=2, dim_y=3).float().train()
     before = torch.get_rng_state()
-    draw(model, [[pictures.completion_task(num_context=20)]])
+    completion_figure(model, [[pictures.completion_task(num_context=20)]])
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
 
@@ -144,7 +144,10 @@ def test_every_model_completes_images_and_is_left_as_it_was(
 def test_a_model_in_training_is_drawn_as_in_evaluation(pictures: ImageFolderDataModule) -> None:
     sizes = {"dim_model": 16, "num_layers": 1, "num_latents": 4, "num_block_latents": 4}
     model, task = CMANP(2, 3, dropout=0.9, **sizes), pictures.completion_task(num_context=20)
-    pictured = [panels(draw(model.train(mode), [[task]]), 9, 9, gap=1) for mode in (True, False)]
+    pictured = [
+        panels(completion_figure(model.train(mode), [[task]]), 9, 9, gap=1)
+        for mode in (True, False)
+    ]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(*pictured))
 
 
@@ -153,7 +156,7 @@ def test_the_model_is_shown_nothing_but_the_context(pictures: ImageFolderDataMod
     model = small("CMANPAND", dim_x=2, dim_y=3).float()
     blank = Task(task.xc, task.yc, task.xt, torch.zeros_like(task.yt))
     torch.manual_seed(1)
-    figures = [panels(draw(model, [[each]]), 9, 9, gap=1) for each in (task, blank)]
+    figures = [panels(completion_figure(model, [[each]]), 9, 9, gap=1) for each in (task, blank)]
     for ours, theirs in list(zip(*figures))[:4]:
         assert np.array_equal(ours, theirs)
 

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from npbench.errors import ChunkError
 from npbench.models import CMANP
-from npbench.models.contracts.inputs import ChunkError, Door
+from npbench.models.contracts.inputs import Inputs
 from npbench.profiling import LiveTensors
 from npbench.tables import PointTable
 
@@ -247,7 +248,7 @@ def test_a_chunk_without_points_changes_nothing() -> None:
 @few_examples
 def test_large_chunks_are_absorbed_a_piece_at_a_time(sizes: list[int], chunk_size: int) -> None:
     """No piece is larger than it may be, and every point comes once, in its order."""
-    door = Door(2, 1, torch.float64, torch.device("cpu"))
+    door = Inputs(2, 1, torch.float64, torch.device("cpu"))
     x, y = arrays(sum(sizes))
     cuts = np.cumsum(sizes)[:-1]
     chunks = zip(np.split(x, cuts), np.split(y, cuts), strict=True)
@@ -548,7 +549,7 @@ def test_the_answers_to_targets_of_several_tasks_are_theirs() -> None:
 def test_arrays_and_chunks_go_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen on a device that holds no values, where none can be looked at."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    door, (x, y) = Door(2, 1, torch.float32, torch.device("meta")), arrays(5)
+    door, (x, y) = Inputs(2, 1, torch.float32, torch.device("meta")), arrays(5)
     mask = np.ones(5, bool)
     batch = *tensors(x, y), torch.tensor(mask)[None]
     for points in (

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from npbench import EventSequences
 from npbench.models import CMHP, THP
-from npbench.profiling import PHASES, LiveTensors, Measurement, draw, measure, profile
+from npbench.profiling import PHASES, LiveTensors, Measurement, measure, profile, profile_figure
 
 KIB = 1024
 
@@ -227,7 +227,7 @@ def test_profiling_leaves_an_event_model_and_the_random_state_alone(training: bo
 def test_the_figure_has_a_line_for_each_model_and_a_column_for_each_phase() -> None:
     profiles = {name: pd.DataFrame(profile(thp(), [10, 20], phases=["query", "update"]))
                 for name in ("one", "two")}  # fmt: skip
-    memory = draw(profiles).axes[:2]
+    memory = profile_figure(profiles).axes[:2]
     assert [axis.get_title() for axis in memory] == ["query", "update"]
     for axis in memory:
         assert [line.get_label() for line in axis.lines] == ["one", "two"]

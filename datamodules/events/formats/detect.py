@@ -8,6 +8,7 @@ from datamodules.events.formats.easytpp import read_easytpp, read_hub
 from datamodules.events.formats.event_table import EventTable
 from datamodules.events.formats.long_table import read_table
 from datamodules.events.formats.text_pairs import folds_in, read_text
+from npbench.errors import InputError
 
 EventFormat = Literal["auto", "text", "easytpp", "table", "huggingface"]
 
@@ -39,7 +40,7 @@ def read_events(
         columns: of a table: what it calls the sequence, the time and the mark.
 
     Raises:
-        ValueError: if the files are not of the format, which names file and line; if they hold no
+        InputError: if the files are not of the format, which names file and line; if they hold no
             events; if a package is missing.
         FileNotFoundError: if there are none.
     """
@@ -48,7 +49,7 @@ def read_events(
         del found["val"]
     for split, table in found.items():
         if not len(table.times):
-            raise ValueError(f"{path} holds no events{'' if split == 'all' else f' for {split}'}")
+            raise InputError(f"{path} holds no events{'' if split == 'all' else f' for {split}'}")
     return found
 
 
@@ -85,7 +86,7 @@ def _find_format(path: str | Path) -> EventFormat:
             if any(f"train{suffix}" in names for suffix in suffixes):
                 return format
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise ValueError(f"{path} holds {listed or 'nothing'}, of no known format. {_FORMATS}")
+        raise InputError(f"{path} holds {listed or 'nothing'}, of no known format. {_FORMATS}")
     if not place.exists():
         if str(path).startswith("easytpp/"):
             return "huggingface"
@@ -93,7 +94,7 @@ def _find_format(path: str | Path) -> EventFormat:
     for format, suffixes in (("easytpp", _OBJECTS), ("table", _TABLES)):
         if place.name.endswith(suffixes):
             return format
-    raise ValueError(f"{path} is a file of no known format. {_FORMATS}")
+    raise InputError(f"{path} is a file of no known format. {_FORMATS}")
 
 
 def _split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -102,7 +103,7 @@ def _split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
         candidates = [folder / f"{name}{suffix}" for name in names for suffix in suffixes]
         present = [file for file in candidates if file.is_file()]
         if len(present) > 1:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds {', '.join(file.name for file in present)}, and one file is to be "
                 f"read: put the others elsewhere"
             )
@@ -123,7 +124,7 @@ def _by_split(found: dict[str, EventTable], source: str) -> dict[str, EventTable
         split: found[name] for split, names in _NAMES.items() for name in names if name in found
     }
     if missing := {"train", "test"} - named.keys():
-        raise ValueError(f"{source} holds {', '.join(found)}, and lacks {', '.join(missing)}")
+        raise InputError(f"{source} holds {', '.join(found)}, and lacks {', '.join(missing)}")
     return named
 
 
@@ -131,5 +132,5 @@ def _only(found: dict[str, EventTable], split: str) -> EventTable:
     """Of a file of one split, which may tell its own name (Gatech's do) and those of others."""
     names = [name for name in (*_NAMES[split], "all") if name in found]
     if not names:
-        raise ValueError(f"a file for {split} holds {', '.join(found)} in its stead")
+        raise InputError(f"a file for {split} holds {', '.join(found)} in its stead")
     return found[names[0]]

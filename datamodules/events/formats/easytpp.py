@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from datamodules.events.formats.event_table import EventTable, first_true, not_whole
 from datamodules.events.formats.restricted_pickle import load_plain
+from npbench.errors import InputError
 
 _TIMES, _INTERVALS, _MARKS = "time_since_start", "time_since_last_event", "type_event"
 
@@ -25,7 +26,7 @@ def read_easytpp(path: Path) -> dict[str, EventTable]:
     `dim_process`, in the file or its sequences, is the number of marks.
 
     Raises:
-        ValueError: if the file holds something else; names file and sequence.
+        InputError: if the file holds something else; names file and sequence.
     """
     content = load_plain(path) if path.suffix in (".pkl", ".pickle") else _load_json(path)
     if isinstance(content, Mapping) and _TIMES in content:
@@ -38,13 +39,13 @@ def read_easytpp(path: Path) -> dict[str, EventTable]:
             if isinstance(value, list) and (not value or isinstance(value[0], list | Mapping))
         }
         if not splits:
-            raise ValueError(f"{path} holds {', '.join(map(str, content))}, and no sequences")
+            raise InputError(f"{path} holds {', '.join(map(str, content))}, and no sequences")
         return {
             name: _table(sequences, f"{path}, {name}, sequence", num_marks)
             for name, sequences in splits.items()
         }
     if not isinstance(content, list):
-        raise ValueError(f"{path} holds no list of sequences but {content!r:.50}")
+        raise InputError(f"{path} holds no list of sequences but {content!r:.50}")
     return {"all": _table(content, f"{path}, sequence")}
 
 
@@ -52,12 +53,12 @@ def read_hub(name: str) -> dict[str, EventTable]:
     """The sequences of a data set on the Hugging Face hub by split, as it names them.
 
     Raises:
-        ValueError: if the package `datasets` is missing, or the data set not of EasyTPP's format.
+        InputError: if the package `datasets` is missing, or the data set not of EasyTPP's format.
     """
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"reading {name} from the Hugging Face hub takes the package datasets: "
             f"pip install 'npbench[hub]'"
         ) from error
@@ -73,14 +74,14 @@ def _load_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
-            raise ValueError(f"{path} is no JSON: {error}") from error
+            raise InputError(f"{path} is no JSON: {error}") from error
     # One object after another: of a line each.
     objects = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
             objects += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+            raise InputError(f"{path}, line {number} is no JSON: {error}") from error
     return objects
 
 
@@ -93,17 +94,17 @@ def _table(sequences: Iterable[Any], source: str, num_marks: Any = None) -> Even
         kinds = _numbers(columns[_MARKS], f"{where}, {_MARKS}")
         _check_lengths(columns, len(found), len(kinds), where)
         if (event := first_true(not_whole(kinds))) is not None:
-            raise ValueError(f"{where}, event {event + 1}: mark {kinds[event]} is no whole number")
+            raise InputError(f"{where}, event {event + 1}: mark {kinds[event]} is no whole number")
         if _INTERVALS in columns:
             _check_intervals(found, _numbers(columns[_INTERVALS], f"{where}, {_INTERVALS}"), where)
         announced = columns.get("dim_process", num_marks)
         if announced != num_marks and num_marks is not None:
-            raise ValueError(f"{where}: dim_process is {announced}, after {num_marks} before")
+            raise InputError(f"{where}: dim_process is {announced}, after {num_marks} before")
         num_marks = announced
         times.append(found)
         marks.append(kinds.astype(np.int64))
     if num_marks is not None and not (isinstance(num_marks, int) and num_marks > 0):
-        raise ValueError(f"{source} 1: dim_process is {num_marks!r}, not a number of marks")
+        raise InputError(f"{source} 1: dim_process is {num_marks!r}, not a number of marks")
     lengths = np.array([len(each) for each in times[1:]], dtype=np.int64)
     return EventTable.of_lines(
         np.concatenate(times), np.concatenate(marks), lengths, source, num_marks
@@ -119,14 +120,14 @@ def _columns(sequence: Any, where: str) -> Mapping[str, Any]:
         for name in names:
             for place, event in enumerate(sequence, start=1):
                 if name not in event:
-                    raise ValueError(f"{where}, event {place} has no {name}")
+                    raise InputError(f"{where}, event {place} has no {name}")
             columns[name] = [event[name] for event in sequence]
         return columns
     if not isinstance(sequence, Mapping):
-        raise ValueError(f"{where} is neither an object nor a list of events: {sequence!r:.50}")
+        raise InputError(f"{where} is neither an object nor a list of events: {sequence!r:.50}")
     for name in (_TIMES, _MARKS):
         if name not in sequence:
-            raise ValueError(f"{where} has no {name}, only {', '.join(map(str, sequence))}")
+            raise InputError(f"{where} has no {name}, only {', '.join(map(str, sequence))}")
     return sequence
 
 
@@ -134,24 +135,24 @@ def _numbers(values: Any, where: str) -> Float64[np.ndarray, "events"]:
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} is no list of numbers: {error}") from error
+        raise InputError(f"{where} is no list of numbers: {error}") from error
 
 
 def _check_lengths(columns: Mapping[str, Any], times: int, marks: int, where: str) -> None:
     announced = columns.get("seq_len", times)
     if not times == marks == announced:
-        raise ValueError(f"{where} has {times} times, {marks} marks and seq_len {announced}")
+        raise InputError(f"{where} has {times} times, {marks} marks and seq_len {announced}")
 
 
 def _check_intervals(
     times: Float64[np.ndarray, "events"], intervals: Float64[np.ndarray, "announced"], where: str
 ) -> None:
     if len(intervals) != len(times):
-        raise ValueError(f"{where} has {len(times)} times and {len(intervals)} {_INTERVALS}")
+        raise InputError(f"{where} has {len(times)} times and {len(intervals)} {_INTERVALS}")
     wrong = np.abs(np.diff(times, prepend=0) - intervals) > _ROUNDING * np.abs(times).max(initial=0)
     wrong[:1] = False  # of what the first is counted, publishers differ
     if (event := first_true(wrong)) is not None:
-        raise ValueError(
+        raise InputError(
             f"{where}, event {event + 1}: {_INTERVALS} is {intervals[event]}, but {_TIMES} goes "
             f"from {times[event - 1]} to {times[event]}"
         )

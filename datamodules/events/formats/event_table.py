@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from datamodules.seeding import place_of
+from datamodules.seeding import uniform_hash
+from npbench.errors import InputError
 
 OnDisorder = Literal["error", "sort"]
 OnDuplicates = Literal["error", "keep", "drop"]
@@ -116,7 +117,7 @@ class EventTable:
 
         Of two sequences or more, at least one is on either side, unless the share is 1.
         """
-        places = np.array([place_of(name) for name in self.names])
+        places = np.array([uniform_hash(name) for name in self.names])
         below = places < share
         if len(self) > 1 and share < 1:
             below[[places.argmin(), places.argmax()]] = True, False
@@ -132,14 +133,14 @@ class EventTable:
                 first.
 
         Raises:
-            ValueError: with the place in the file.
+            InputError: with the place in the file.
         """
         if (event := first_true(~np.isfinite(self.times))) is not None:
-            raise ValueError(f"{self.where(event)}: time {self.times[event]} is not finite")
+            raise InputError(f"{self.where(event)}: time {self.times[event]} is not finite")
         table = self
         if (event := first_true(self._steps() < 0)) is not None:
             if on_disorder == "error":
-                raise ValueError(
+                raise InputError(
                     f"{self.where(event)}: time {float(self.times[event])!r} lies before "
                     f"{float(self.times[event - 1])!r}, the time of the event before; mend the "
                     f"file, or set on_disorder to sort"
@@ -149,7 +150,7 @@ class EventTable:
         if on_duplicates == "drop":
             return table.keep(~stands)
         if on_duplicates == "error" and (event := first_true(stands)) is not None:
-            raise ValueError(
+            raise InputError(
                 f"{table.where(event)}: time {float(table.times[event])!r} is that of the event "
                 f"before; mend the file, or set on_duplicates to keep both events, or to drop the "
                 f"second"
@@ -180,7 +181,7 @@ class EventTable:
             of: whose vocabulary it is, for the message.
 
         Raises:
-            ValueError: with the place in the file.
+            InputError: with the place in the file.
         """
         known, marks = np.array(vocabulary), self.marks
         if known.dtype.kind != marks.dtype.kind:  # numbers on one side, text on the other
@@ -189,7 +190,7 @@ class EventTable:
         if unknown_marks == "drop":
             return self.keep(places >= 0), places[places >= 0]
         if (event := first_true(places < 0)) is not None:
-            raise ValueError(
+            raise InputError(
                 f"{self.where(event)}: mark {marks[event].item()!r} is none of the "
                 f"{len(vocabulary)} of {of} ({_some(vocabulary)}); mend the file, or set "
                 f"unknown_marks to drop such events"

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float64, Shaped
 
 from datamodules.events.formats.event_table import EventTable, not_whole
+from npbench.errors import InputError
 
 _WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
 
@@ -26,19 +27,19 @@ def read_table(path: Path, columns: Sequence[str]) -> EventTable:
         columns: what the table calls the sequence, the time and the mark.
 
     Raises:
-        ValueError: if something is missing or no number; names the line.
+        InputError: if something is missing or no number; names the line.
     """
     sequence, time, mark = columns
     frame, source = _read_frame(path, sequence, mark)
     for name in columns:
         if name not in frame.columns:
-            raise ValueError(
+            raise InputError(
                 f"{path} has no column {name!r}, only {', '.join(map(str, frame.columns))}; set "
                 f"columns to its names of the sequence, the time and the mark"
             )
     for name in columns:
         for line in frame.index[frame[name].isna()][:1]:
-            raise ValueError(f"{source} {line}: there is no {name}")
+            raise InputError(f"{source} {line}: there is no {name}")
     times = _times(frame[time], source)
     marks = _marks(frame[mark], source)
     codes, names = pd.factorize(frame[sequence])
@@ -73,7 +74,7 @@ def _read_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str
             low_memory=False,
         )
     except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error
     frame.index = pd.RangeIndex(2, len(frame) + 2)
     if mark in frame.columns:
         frame[mark] = _numbers_or_text(frame[mark])
@@ -100,7 +101,7 @@ def _times(column: pd.Series, source: str) -> Float64[np.ndarray, "events"]:
         column = column.astype(str)  # True would count as 1
     numbers = pd.to_numeric(column, errors="coerce")
     for line in column.index[numbers.isna()][:1]:
-        raise ValueError(f"{source} {line}: time {column[line]!r} is no number")
+        raise InputError(f"{source} {line}: time {column[line]!r} is no number")
     return numbers.to_numpy(np.float64)
 
 
@@ -110,5 +111,5 @@ def _marks(column: pd.Series, source: str) -> Shaped[np.ndarray, "events"]:
         return column.astype(str).to_numpy().astype(np.str_)
     marks = column.to_numpy()
     for line in column.index[not_whole(marks)][:1]:
-        raise ValueError(f"{source} {line}: mark {column[line]} is neither whole number nor text")
+        raise InputError(f"{source} {line}: mark {column[line]} is neither whole number nor text")
     return marks.astype(np.int64)

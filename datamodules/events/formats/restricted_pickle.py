@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from npbench.errors import InputError
+
 
 def load_plain(path: Path) -> Any:
     """What a pickle holds, if that is dictionaries, lists, tuples, strings and numbers.
@@ -16,19 +18,19 @@ def load_plain(path: Path) -> Any:
     ways to rebuild them trust the file.
 
     Raises:
-        ValueError: if the pickle asks for anything else, which is named, or is damaged.
+        InputError: if the pickle asks for anything else, which is named, or is damaged.
     """
     with open(path, "rb") as file:
         try:
             # Latin 1 reads the strings of Python 2, bytes of NumPy arrays among them.
             return _PlainUnpickler(file, encoding="latin-1").load()
         except _RefusedError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} asks for {error}, and only plain containers and numbers are read from a "
                 f"pickle: write it anew as lists, dictionaries and numbers, or as JSON"
             ) from error
         except Exception as error:  # damaged pickles raise whatever their bytes stumble over
-            raise ValueError(f"{path} is no pickle, or damaged: {error}") from error
+            raise InputError(f"{path} is no pickle, or damaged: {error}") from error
 
 
 class _RefusedError(Exception):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.events.formats.event_table import EventTable
+from npbench.errors import InputError
 
 
 def folds_in(folder: Path) -> list[int]:
@@ -23,7 +24,7 @@ def read_text(folder: Path, fold: int) -> dict[str, EventTable]:
 
     Raises:
         FileNotFoundError: if the fold is not there.
-        ValueError: if two files do not fit together, or hold something else; names file and line.
+        InputError: if two files do not fit together, or hold something else; names file and line.
     """
     folds = folds_in(folder)
     if fold not in folds:
@@ -51,12 +52,12 @@ def _read_pair(time_file: Path) -> EventTable:
     )
     for line, (times, marks) in enumerate(zip(time_lines, mark_lines), start=1):
         if len(times) != len(marks):
-            raise ValueError(
+            raise InputError(
                 f"{mark_file}, line {line}: {len(marks)} marks, where {time_file.name} has "
                 f"{len(times)} times"
             )
     if len(time_lines) != len(mark_lines):
-        raise ValueError(
+        raise InputError(
             f"{time_file} has {len(time_lines)} lines and {mark_file.name} {len(mark_lines)}: line "
             f"{min(len(time_lines), len(mark_lines)) + 1} is missing from one"
         )
@@ -78,7 +79,7 @@ def _parse(file: Path, lines: Sequence[list[str]], number: type, dtype: np.dtype
                     np.array(number(word), dtype)
                 except (ValueError, OverflowError) as error:
                     kind = "number" if number is float else "whole number"
-                    raise ValueError(
+                    raise InputError(
                         f"{file}, line {at}, event {place}: {word!r} is no {kind}"
                     ) from error
         raise

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent, NextEventHead
 from npbench.models.contracts.process import State
@@ -92,11 +93,11 @@ class EventModel(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if num_marks < 1 or num_components < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_marks={num_marks} and num_components={num_components} must be 1 or more"
             )
         if not min_interval > 0:
-            raise ValueError(f"min_interval={min_interval} must be above 0")
+            raise InputError(f"min_interval={min_interval} must be above 0")
         self.num_marks = num_marks
         self.head = NextEventHead(dim_model, dim_model, num_marks, num_components, min_interval)
         for name, value in (("time_scale", 1.0), ("log_mean", 0.0), ("log_std", 1.0)):
@@ -129,10 +130,10 @@ class EventModel(nn.Module, ABC):
             log_std: standard deviation of their logarithms.
 
         Raises:
-            ValueError: if the mean is not above 0, or a value is not finite.
+            InputError: if the mean is not above 0, or a value is not finite.
         """
         if not (mean > 0 and log_std >= 0 and np.isfinite([mean, log_mean, log_std]).all()):
-            raise ValueError(
+            raise InputError(
                 f"mean={mean}, log_mean={log_mean} and log_std={log_std} are no statistics of "
                 f"intervals"
             )
@@ -156,7 +157,7 @@ class EventModel(nn.Module, ABC):
             mask: True where an event is real; padding lies behind the real events.
 
         Raises:
-            ValueError: on shapes that differ, times that fall or are not finite, and unknown marks.
+            InputError: on shapes that differ, times that fall or are not finite, and unknown marks.
         """
         return self._condition(*self._checked(times, marks, mask))
 
@@ -174,13 +175,13 @@ class EventModel(nn.Module, ABC):
             mark: from 0 to K − 1.
 
         Raises:
-            ValueError: as `condition`.
+            InputError: as `condition`.
         """
         time = torch.as_tensor(time, dtype=state.last.dtype, device=state.last.device)
         mark = torch.as_tensor(mark, device=state.mark.device)
         for name, value in (("time", time), ("mark", mark)):
             if value.ndim and value.shape != (state.batch_size,):
-                raise ValueError(
+                raise InputError(
                     f"{name} has shape {list(value.shape)}; expected [{state.batch_size}], one for "
                     f"each sequence of the state"
                 )
@@ -188,7 +189,7 @@ class EventModel(nn.Module, ABC):
         self._checked(time[:, None], mark[:, None], None)
         if not torch.compiler.is_compiling() and (early := time < state.last).any():
             row = int(early.nonzero()[0])
-            raise ValueError(
+            raise InputError(
                 f"sequence {row} has an event at {float(time[row])}, before its last, at "
                 f"{float(state.last[row])}"
             )
@@ -202,7 +203,7 @@ class EventModel(nn.Module, ABC):
         """The distribution of the next event after every event, of batch shape [B, n].
 
         Raises:
-            ValueError: as `condition`.
+            InputError: as `condition`.
         """
         checked = self._checked(sequences.times, sequences.marks, sequences.mask)
         return self._predict(self._histories(*checked))
@@ -211,7 +212,7 @@ class EventModel(nn.Module, ABC):
         """The distribution of every event but the first, given those before, and what it says.
 
         Raises:
-            ValueError: as `condition`; and if an end is not finite, or before the last event.
+            InputError: as `condition`; and if an end is not finite, or before the last event.
         """
         after = self(sequences)
         dist, padding = after[:, :-1], ~sequences.predicted
@@ -224,7 +225,7 @@ class EventModel(nn.Module, ABC):
         """log p(τ, k) of every event but the first, given those before; 0 at padding.
 
         Raises:
-            ValueError: as `condition`.
+            InputError: as `condition`.
         """
         return self.evaluate(sequences).log_prob
 
@@ -249,10 +250,10 @@ class EventModel(nn.Module, ABC):
             until: on the histories' clock, when to stop; the mask leaves out what would come later.
 
         Raises:
-            ValueError: if `num_events` is not 1 or more.
+            InputError: if `num_events` is not 1 or more.
         """
         if num_events < 1:
-            raise ValueError(f"num_events={num_events} must be 1 or more")
+            raise InputError(f"num_events={num_events} must be 1 or more")
         times, marks = [], []
         with torch.no_grad():
             while len(times) < num_events:
@@ -283,7 +284,7 @@ class EventModel(nn.Module, ABC):
         wrong = (rest < 0) | ~rest.isfinite()
         if not torch.compiler.is_compiling() and wrong.any():
             row = int(wrong.nonzero()[0])
-            raise ValueError(
+            raise InputError(
                 f"sequence {row} ends at {float(sequences.end[row])}: an end is finite, and not "
                 f"before the last event"
             )
@@ -308,12 +309,12 @@ class EventModel(nn.Module, ABC):
             mask = torch.ones((), dtype=torch.bool, device=marks.device).expand(marks.shape)
         shapes = [list(z.shape) for z in (times, marks, mask)]
         if times.ndim not in (1, 2) or shapes != [shapes[0]] * 3:
-            raise ValueError(
+            raise InputError(
                 f"times, marks and mask have shapes {', '.join(map(str, shapes))}; expected "
                 f"[batch, events], or [events] of one sequence, of all three"
             )
         if marks.is_floating_point() or mask.dtype != torch.bool:
-            raise ValueError(f"marks are {marks.dtype} and the mask {mask.dtype}, not int and bool")
+            raise InputError(f"marks are {marks.dtype} and the mask {mask.dtype}, not int and bool")
         marks = marks.long()
         times, marks, mask = (z[None] if z.ndim == 1 else z for z in (times, marks, mask))
         times = times if times.is_floating_point() else times.double()
@@ -340,7 +341,7 @@ class EventModel(nn.Module, ABC):
         for problem, where in problems.items():
             if where.any():
                 row, place = where.nonzero()[0].tolist()
-                raise ValueError(
+                raise InputError(
                     f"event {first + place} of sequence {row} {problem} (time "
                     f"{float(times[row, place])}, mark {int(marks[row, place])})"
                 )

@@ -11,29 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npbench.errors import ChunkError, InputError
 from npbench.models.contracts.points import Points
-from npbench.structure import TensorRecord
 from npbench.tables import PointTable
 
 
-class ChunkError(ValueError):
-    """A chunk, in the middle of a stream, that a model cannot take in.
-
-    Attributes:
-        number: the chunk's; the first is 0.
-        state: of all the chunks before it, to go on from; None where nothing was absorbed, or the
-            model keeps no state of a part.
-    """
-
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(f"chunk {number}: {reason}")
-        self.number = number
-        self.state: TensorRecord | None = None
-
-
 @dataclass(frozen=True)
-class Door:
-    """What a model takes in: every method raises a `ValueError` that says what was given, what was
+class Inputs:
+    """What a model takes in: every method raises an `InputError` that says what was given, what was
     expected, and how to mend it. Values are not looked at under `torch.compile`, whose graphs have
     no place for a branch on them.
 
@@ -53,7 +38,7 @@ class Door:
         _check_shape(x_name, x, self.dim_x, "dim_x")
         _check_shape(y_name, y, self.dim_y, "dim_y")
         if x.shape[:2] != y.shape[:2]:
-            raise ValueError(
+            raise InputError(
                 f"{x_name} {list(x.shape)} and {y_name} {list(y.shape)} differ in the number of "
                 f"tasks or points"
             )
@@ -65,7 +50,7 @@ class Door:
         x, mask = _as_batch(x, mask) if isinstance(x, np.ndarray) else (x, mask)
         _check_shape(name, x, self.dim_x, "dim_x")
         if x.shape[1] == 0:
-            raise ValueError(f"{name} is an empty target set, of shape {list(x.shape)}")
+            raise InputError(f"{name} is an empty target set, of shape {list(x.shape)}")
         mask = self._mask(name, x, mask)
         x = self._tensor(name, x, mask)
         return Points(x, x.new_zeros(*x.shape[:2], self.dim_y), mask)
@@ -75,7 +60,7 @@ class Door:
         if mask is None or torch.compiler.is_compiling():
             return
         if not mask.any(dim=-1).all():
-            raise ValueError(f"{name} leaves a task without targets")
+            raise InputError(f"{name} leaves a task without targets")
 
     def slices(self, x: Any, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
         """A context chunk by chunk: no copy of the whole is ever made."""
@@ -99,7 +84,7 @@ class Door:
         for number, chunk in self._stream(chunks, [f"y{i}" for i in range(self.dim_y)]):
             with _naming(number):
                 if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
-                    raise ValueError("it is no (x, y) or (x, y, mask) tuple")
+                    raise InputError("it is no (x, y) or (x, y, mask) tuple")
                 x, y, *mask = chunk
                 x, y, *mask = _as_batch(self._here(x), self._here(y), *mask)
                 points = self.points("x", x, "y", y, *mask)
@@ -110,7 +95,7 @@ class Door:
             else:
                 yield from points.blocks(chunk_size)
         if batch_size is None:
-            raise ValueError("the iterable of chunks is empty; for a prior, give one empty chunk")
+            raise InputError("the iterable of chunks is empty; for a prior, give one empty chunk")
 
     def target_chunks(self, chunks: Any, batch_size: int) -> Iterator[Points]:
         """Targets that come in chunks of inputs, or in a file with columns x0, x1, …"""
@@ -150,9 +135,9 @@ class Door:
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:
         if array.dtype.kind not in "fiub":
-            raise ValueError(f"{name} holds {array.dtype} values, not numbers")
+            raise InputError(f"{name} holds {array.dtype} values, not numbers")
         if np.ma.is_masked(array):
-            raise ValueError(f"{name} has masked values; drop those points, or give a mask of them")
+            raise InputError(f"{name} has masked values; drop those points, or give a mask of them")
         # A copy in the order and the bytes that torch knows, whatever the array's are.
         copy = np.array(array, dtype=np.float64, order="C")
         return torch.from_numpy(copy).to(self.device, self.dtype)
@@ -163,23 +148,23 @@ class Door:
         if isinstance(mask, np.ndarray):
             mask = torch.tensor(mask)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise ValueError(f"the mask of {name} must be a bool tensor, True = real")
+            raise InputError(f"the mask of {name} must be a bool tensor, True = real")
         if mask.shape != x.shape[:2]:
-            raise ValueError(
+            raise InputError(
                 f"the mask of {name} has shape {list(mask.shape)}; expected {list(x.shape[:2])}"
             )
         return mask.to(self.device)
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if tensor.dtype != self.dtype:
-            raise ValueError(
+            raise InputError(
                 f"{name} is {tensor.dtype}, the model {self.dtype}; convert one: "
                 f"{name}.to({self.dtype}) or model.to({tensor.dtype})"
             )
         if not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
             bad = (~torch.isfinite(tensor)).nonzero()
             task, point, column = bad[0].tolist()
-            raise ValueError(
+            raise InputError(
                 f"{name} holds {len(bad)} NaN or infinite value(s), the first in task {task}, "
                 f"point {point}, column {column}; drop those points, or mask them out"
             )
@@ -187,7 +172,7 @@ class Door:
 
 @contextmanager
 def _naming(number: int) -> Iterator[None]:
-    """A `ValueError` becomes one that names the chunk."""
+    """A `ValueError` becomes a `ChunkError`, which names the chunk."""
     try:
         yield
     except ValueError as error:
@@ -196,9 +181,9 @@ def _naming(number: int) -> Iterator[None]:
 
 def _check_shape(name: str, tensor: Any, width: int, width_name: str) -> None:
     if not isinstance(tensor, Tensor | np.ndarray):
-        raise ValueError(f"{name} must be a tensor, not {type(tensor).__name__}")
+        raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.ndim != 3 or len(tensor) == 0 or tensor.shape[-1] != width:
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
             f"the model was built with {width_name}={width}"
         )
@@ -206,13 +191,13 @@ def _check_shape(name: str, tensor: Any, width: int, width_name: str) -> None:
 
 def _check_size(chunk_size: int | None) -> None:
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be 1 or more")
+        raise InputError(f"chunk_size={chunk_size} must be 1 or more")
 
 
 def check_batch(name: str, tensor: Tensor, batch_size: int) -> None:
     """Refuse data of another number of tasks than the state's."""
     if len(tensor) != batch_size:
-        raise ValueError(f"{name} has {len(tensor)} tasks, the state {batch_size}")
+        raise InputError(f"{name} has {len(tensor)} tasks, the state {batch_size}")
 
 
 def _as_batch(x: Any, *others: Any) -> tuple:

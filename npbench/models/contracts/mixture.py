@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily
 
+from npbench.errors import InputError
 from npbench.likelihoods import equal_mixture
 from npbench.models.contracts.process import NeuralProcess, State
 
@@ -26,7 +27,7 @@ class MixtureProcess(NeuralProcess):
     def __init__(self, dim_x: int, dim_y: int, num_samples: int, num_train_samples: int) -> None:
         super().__init__(dim_x, dim_y)
         if num_samples < 1 or num_train_samples < 1:
-            raise ValueError(
+            raise InputError(
                 f"num_samples={num_samples} and num_train_samples={num_train_samples} must be 1 or "
                 f"more"
             )

@@ -35,7 +35,7 @@ class Points(TensorRecord):
         return self.mask.sum(dim=-1)
 
     @classmethod
-    def union(cls, sets: Iterable["Points"]) -> "Points":
+    def concatenate(cls, sets: Iterable["Points"]) -> "Points":
         """All points of all sets, in their order."""
         sets = list(sets)
         if len(sets) == 1:

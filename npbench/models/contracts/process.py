@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from npbench.models.contracts.inputs import ChunkError, Door, check_batch
+from npbench.errors import ChunkError, InputError
+from npbench.models.contracts.inputs import Inputs, check_batch
 from npbench.models.contracts.points import Points
 from npbench.structure import TensorRecord
 from npbench.task import Task
@@ -98,7 +99,7 @@ class NeuralProcess(nn.Module, ABC):
     def __init__(self, dim_x: int, dim_y: int) -> None:
         super().__init__()
         if dim_x < 1 or dim_y < 1:
-            raise ValueError(f"dim_x={dim_x} and dim_y={dim_y} must be 1 or more")
+            raise InputError(f"dim_x={dim_x} and dim_y={dim_y} must be 1 or more")
         self.dim_x = dim_x
         self.dim_y = dim_y
 
@@ -136,24 +137,24 @@ class NeuralProcess(nn.Module, ABC):
                 the model streams, peak memory does not depend on the number of points.
 
         Raises:
-            ValueError: on a wrong width, shape or type, and on NaN or infinite values. In a stream
+            InputError: on a wrong width, shape or type, and on NaN or infinite values. In a stream
                 it is a `ChunkError`, whose `state` is that of the chunks before.
         """
         size = self._chunk_size() if chunk_size is None else chunk_size
         if isinstance(xc, Tensor | np.ndarray):
             if yc is None:
-                raise ValueError("condition got context inputs xc without outputs yc")
-            return self._condition(self._door.slices(xc, yc, mask, size))
+                raise InputError("condition got context inputs xc without outputs yc")
+            return self._condition(self._inputs.slices(xc, yc, mask, size))
         if not isinstance(xc, Stream):
-            raise ValueError(
+            raise InputError(
                 f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
             )
         if yc is not None or mask is not None:
-            raise ValueError(
+            raise InputError(
                 f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
                 f"got xc of type {type(xc).__name__} with other arguments"
             )
-        return self._condition(self._door.chunks(xc, size))
+        return self._condition(self._inputs.chunks(xc, size))
 
     def update(
         self,
@@ -165,9 +166,9 @@ class NeuralProcess(nn.Module, ABC):
         """The state after more points: the same as conditioning on the union.
 
         Raises:
-            ValueError: as `condition`.
+            InputError: as `condition`.
         """
-        points = self._door.points("x", x, "y", y, mask)
+        points = self._inputs.points("x", x, "y", y, mask)
         check_batch("x", points.x, state.batch_size)
         return self._update(state, points)
 
@@ -182,15 +183,15 @@ class NeuralProcess(nn.Module, ABC):
                 distributions come one after another (`npbench.predictions` writes them to a file).
 
         Raises:
-            ValueError: as `condition`, and when there are no targets.
+            InputError: as `condition`, and when there are no targets.
         """
         if isinstance(xt, Tensor | np.ndarray):
             return self._query(state, self._targets(state, xt).x)
         if not isinstance(xt, Stream):
-            raise ValueError(
+            raise InputError(
                 f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"
             )
-        chunks = self._door.target_chunks(xt, state.batch_size)
+        chunks = self._inputs.target_chunks(xt, state.batch_size)
         return (self._query(state, targets.x) for targets in chunks)
 
     def marginals(
@@ -207,7 +208,7 @@ class NeuralProcess(nn.Module, ABC):
             mask: True where a target is real: those of a joint model see each other.
 
         Raises:
-            ValueError: as `query`.
+            InputError: as `query`.
         """
         return self._marginals(state, self._targets(state, xt, mask))
 
@@ -245,10 +246,10 @@ class NeuralProcess(nn.Module, ABC):
         """Draws of the targets' values.
 
         Raises:
-            ValueError: as `query`, and when `num_samples` is not 1 or more.
+            InputError: as `query`, and when `num_samples` is not 1 or more.
         """
         if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples} must be 1 or more")
+            raise InputError(f"num_samples={num_samples} must be 1 or more")
         xt = self._targets(state, xt).x
         with torch.no_grad():
             return self._sample(state, xt, num_samples)
@@ -276,27 +277,27 @@ class NeuralProcess(nn.Module, ABC):
         return samples.reshape(num_samples, *xt.shape[:2], self.dim_y)
 
     @property
-    def _door(self) -> Door:
+    def _inputs(self) -> Inputs:
         parameter = next(self.parameters())
-        return Door(self.dim_x, self.dim_y, parameter.dtype, parameter.device)
+        return Inputs(self.dim_x, self.dim_y, parameter.dtype, parameter.device)
 
     def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
-        targets = self._door.targets("xt", xt, mask)
+        targets = self._inputs.targets("xt", xt, mask)
         check_batch("xt", targets.x, state.batch_size)
         return targets
 
     def _read(self, task: Task) -> tuple[State, Points]:
         """The state of the task's context, and its targets: checked, with 0 at padding."""
         if task.yt is None:
-            raise ValueError("the task has no yt: a log-likelihood needs the targets' true values")
-        targets = self._door.points("xt", task.xt, "yt", task.yt, task.target_mask)
-        self._door.check_no_task_is_empty("target_mask", targets.mask)
+            raise InputError("the task has no yt: a log-likelihood needs the targets' true values")
+        targets = self._inputs.points("xt", task.xt, "yt", task.yt, task.target_mask)
+        self._inputs.check_no_task_is_empty("target_mask", targets.mask)
         state = self.condition(task.xc, task.yc, task.context_mask)
         self._targets(state, targets.x)
         return state, targets
 
 
-def union(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:
+def merge_all(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:
     """All parts merged, and finished; a `ChunkError` takes what there is until then with it."""
     whole = None
     try:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from npbench.errors import InputError
 from npbench.models.contracts.process import NeuralProcess
 
 _FORMAT, _VERSION = "npbench-state", "1"
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[st
     """The tensors of a state file.
 
     Raises:
-        ValueError: if it is no such file, or was saved with another model than the one given.
+        InputError: if it is no such file, or was saved with another model than the one given.
     """
     facts = read_notes(path)
     if model is not None:
@@ -56,19 +57,19 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
     """The notes that a state was saved with, its `fingerprint` among them.
 
     Raises:
-        ValueError: if it is no state file.
+        InputError: if it is no state file.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no state file {path}")
+        raise InputError(f"there is no state file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no state file: {error}") from error
+        raise InputError(f"{path} is no state file: {error}") from error
     if facts.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds tensors, but no state that npbench has saved")
+        raise InputError(f"{path} holds tensors, but no state that npbench has saved")
     if (version := facts.get("version")) != _VERSION:
-        raise ValueError(
+        raise InputError(
             f"{path} is a state file of version {version}; this npbench reads {_VERSION}"
         )
     return facts
@@ -79,12 +80,12 @@ def check_fingerprint(
 ) -> None:
     """Refuse a state of another model, or of other weights: its answers would be wrong."""
     if "fingerprint" not in notes:
-        raise ValueError(
+        raise InputError(
             f"{path} was saved without its model, so that this one cannot be checked to be it: "
             f"save it by state.save(path, model), or load it without a model"
         )
     if notes["fingerprint"] != fingerprint(model):
-        raise ValueError(
+        raise InputError(
             f"{path} is a state of another model, or of other weights: load the checkpoint that "
             f"made it, or condition this model on the data again"
         )

@@ -28,7 +28,7 @@ class StoredContextProcess(NeuralProcess):
         """The state of a whole context."""
 
     def _condition(self, chunks: Iterator[Points]) -> State:
-        return self._encode(Points.union(chunks))
+        return self._encode(Points.concatenate(chunks))
 
     def _update(self, state: StoredContext, points: Points) -> State:
-        return self._encode(Points.union([state.points, points]))
+        return self._encode(Points.concatenate([state.points, points]))
