@@ -44,8 +44,8 @@ class BootstrapProcess(MixtureProcess):
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """The negative sum of both log-likelihoods per point, averaged over tasks."""
-        state, targets = self._read(task)
-        context = self._inputs.points("xc", task.xc, "yc", task.yc, task.context_mask)
+        context, targets = self._inputs.of_task(task)
+        state = self._condition(iter([context]))
         points = Points.concatenate([context, targets])
         components = self._components(state, points.x, self.num_train_samples)
         mixture = log_mean_exp(components.log_prob(expand(points.y, self.num_train_samples)))

@@ -22,8 +22,10 @@ from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, State, merge_all, records_arguments
 from npbench.models.streaming import PointReader
 
+# How many points are taken at a time without gradients: chunks cost nothing there.
 _INFERENCE_CHUNK = 512
-# Of its attention that a latent must keep when points are forgotten: rounding is divided by it.
+# Least share of a latent's attention that must remain after `forget`: the relative rounding error
+# grows as 1/share.
 _LEAST_SHARE = 0.01
 
 
@@ -103,10 +105,19 @@ class CMANP(NeuralProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
-        context_chunk_size: how many context points `condition` and `update` embed and absorb at a
-            time, and targets `query` decodes: memory then does not depend on their numbers, in
-            training either, where backward computes each chunk again. By default all at once while
-            gradients are recorded, and 512 otherwise, where chunks cost nothing.
+        context_chunk_size: how many context points are embedded and absorbed at a time, and targets
+            decoded: memory then does not depend on their numbers, in training either. It changes no
+            result; see below.
+
+    How many points `condition`, `update`, `forget` and `query` take at a time, where `condition` is
+    not told by its own `chunk_size`:
+
+    | gradients | context_chunk_size | points at a time                                   |
+    |-----------|--------------------|----------------------------------------------------|
+    | no        | None               | 512                                                |
+    | no        | n                  | n                                                  |
+    | yes       | None               | all of them                                        |
+    | yes       | n                  | n, and backward computes each chunk once more      |
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024; the defaults are its configuration (1,341,634 parameters for one input and output).
@@ -230,20 +241,23 @@ class CMANP(NeuralProcess):
         return self._encode(state.attention) if state.latents is None else state.latents
 
     def _chunk_size(self) -> int | None:
-        # In training `_absorb` takes all points, and a chunk of them at a time by itself.
+        # With gradients `_absorb` needs all points to take them a few at a time.
         return None if torch.is_grad_enabled() else self._points_at_a_time()
 
     def _points_at_a_time(self) -> int | None:
+        """How many points are taken at a time, as the table of the class says; None: all."""
         if self.context_chunk_size is None and not torch.is_grad_enabled():
             return _INFERENCE_CHUNK
         return self.context_chunk_size
 
     def _absorb(self, points: Points) -> AttentionState:
-        """The blocks' states of these points: one embedding, seen by all blocks."""
-        size = self.context_chunk_size
-        if torch.is_grad_enabled() and size is not None and points.x.shape[1] > size:
+        """The blocks' states of these points, a few at a time."""
+        size = self._points_at_a_time()
+        if size is None or points.x.shape[1] <= size:
+            return self._reader.absorb(points)
+        if torch.is_grad_enabled():
             return self._reader.fold(points, size)
-        return self._reader.absorb(points)
+        return merge_all(self._reader.states(points.blocks(size)))
 
     @property
     def _reader(self) -> PointReader:

@@ -34,8 +34,8 @@ class LatentProcess(MixtureProcess):
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """The negative bound per point, averaged over tasks."""
-        state, targets = self._read(task)
-        context = self._inputs.points("xc", task.xc, "yc", task.yc, task.context_mask)
+        context, targets = self._inputs.of_task(task)
+        state = self._condition(iter([context]))
         points = Points.concatenate([context, targets])
         prior = self.latent(state)
         posterior = self.latent(self._update(state, targets))

@@ -8,6 +8,7 @@ from hypothesis.strategies import integers
 from torch import Tensor
 
 from npbench.attention import AttentionState, MultiheadAttention, attend, attention_with_lse
+from npbench.blocks import ConstantMemoryAttentionBlock, LayerConfig
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 sizes = integers(1, 3)
@@ -257,6 +258,99 @@ def test_gradients_of_the_state_agree_with_finite_differences(masked: bool) -> N
         return state.lse, state.out
 
     assert torch.autograd.gradcheck(both, inputs)
+
+
+def random_bias(points: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Per head, query and point, of the shapes of `random_qkv`; steep enough to matter."""
+    return 3 * torch.randn(batch, 3, 4, points, dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 2], ids=["shared by the tasks", "of each task"])
+@DTYPES
+def test_a_bias_is_added_to_the_scores(dtype: torch.dtype, batch: int) -> None:
+    q, k, v = random_qkv(points=9, dtype=dtype)
+    bias = random_bias(9, batch, dtype)
+    scores = q @ k.mT / 5**0.5 + bias
+    state = AttentionState.from_chunk(q, k, v, bias=bias)
+    assert_close(state.lse, scores.logsumexp(-1))
+    assert_close(state.out, scores.softmax(-1) @ v)
+
+
+@DTYPES
+@given(seed=seeds, points=integers(1, 20))
+@few_examples
+def test_a_bias_in_chunks_under_a_mask_equals_leaving_points_out_at_once(
+    dtype: torch.dtype, seed: int, points: int
+) -> None:
+    torch.manual_seed(seed)
+    q, k, v = random_qkv(points, dtype=dtype)
+    bias, mask = random_bias(points, dtype=dtype), torch.rand(2, points) < 0.7
+    first, *rest = random_slices(points, Random(seed))
+
+    def chunk(window: slice) -> tuple[Tensor, ...]:
+        return k[:, :, window], v[:, :, window], mask[:, window], bias[..., window]
+
+    state = AttentionState.from_chunk(q, *chunk(first))
+    for window in rest:
+        state = state.update(q, *chunk(window))
+    for row, real in enumerate(mask):
+        task = slice(row, row + 1)
+        alone = AttentionState.from_chunk(
+            q[task], k[task][:, :, real], v[task][:, :, real], bias=bias[task][..., real]
+        )
+        assert_same_state(AttentionState(state.lse[task], state.out[task]), alone)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("batch", [1, 2], ids=["shared by the tasks", "of each task"])
+@DTYPES
+def test_the_gradient_of_a_bias_on_the_fused_path_is_that_of_public_operations(
+    dtype: torch.dtype, batch: int, masked: bool
+) -> None:
+    inputs = tuple(z.requires_grad_() for z in random_qkv(points=9, dtype=dtype))
+    bias = random_bias(9, batch, dtype).requires_grad_()
+    mask = torch.tensor([[True] * 5 + [False] * 4, [False] * 9]) if masked else None
+    padding = torch.zeros(2, 1, 1, 9, dtype=dtype)
+    if masked:
+        padding = padding.masked_fill(~mask[:, None, None], -torch.inf)
+    fused = AttentionState.from_chunk(*inputs, mask, bias)
+    public = AttentionState(*attention_with_lse(*inputs, bias + padding))
+    found = []
+    for state in (fused, public):
+        finite = AttentionState(state.lse.masked_fill(state.lse.isneginf(), 0.0), state.out)
+        found.append(gradients(finite, (*inputs, bias)))
+    assert found[0][3].any()
+    for ours, theirs in zip(*found):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_a_state_with_a_bias_agree_with_finite_differences(masked: bool) -> None:
+    inputs = random_qkv(3, heads=1, queries=2, dim_head=2, dtype=torch.double)
+    inputs = tuple(z.requires_grad_() for z in (*inputs, torch.randn(2, 1, 2, 3).double()))
+    mask = torch.tensor([[True, False, True], [False, True, False]]) if masked else None
+
+    def both(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        state = AttentionState.from_chunk(q, k, v, mask, bias)
+        state = state.update(q, k.flip(2) * 2, v + 1, mask, bias.sin())
+        return state.lse, state.out
+
+    assert torch.autograd.gradcheck(both, inputs)
+
+
+@pytest.mark.parametrize("layer", ["attention", "block"])
+def test_a_layer_absorbs_with_a_bias_as_its_attention_does(layer: str) -> None:
+    config = LayerConfig(dim_model=12, num_heads=3, dim_feedforward=8)
+    block = ConstantMemoryAttentionBlock(config, num_block_latents=4)
+    points, bias = torch.randn(2, 7, 12), random_bias(7)
+    attend = block.attend_points
+    q = attend.queries_of(block.latents).expand(2, -1, -1, -1)
+    expected = AttentionState.from_chunk(q, *attend.keys_values_of(points), bias=bias)
+    if layer == "block":
+        assert_same_state(block.absorb(points, bias=bias), expected)
+    else:
+        x, context = attend.norm(block.latents), attend.norm_context(points)
+        assert_same_state(attend.attention.absorb(x, context, bias=bias), expected)
 
 
 def test_public_operations_survive_a_row_without_points() -> None:

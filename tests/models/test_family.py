@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from inspect import isabstract
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helpers import (
     small,
 )
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from npbench import models
 from npbench.models import NeuralProcess, State
@@ -203,6 +205,27 @@ def test_evaluating_agrees_with_log_likelihood_and_marginals(name: str) -> None:
     assert_close(seeded(model.log_likelihood, task), evaluation.log_likelihood, 1e-9)
     state = model.condition(task.xc, task.yc)
     assert_same(seeded(model.marginals, state, task.xt), evaluation[1:])
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often a number leaves the device: on a GPU each time everything waits for it."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [n for n in SIZES if n not in JOINTLY])
+@pytest.mark.parametrize("phase", ["loss", "evaluate"])
+def test_the_values_of_a_task_are_checked_once_a_step(name: str, phase: str) -> None:
+    model, task = small(name), task_of()
+    with HostReads() as reads:
+        getattr(model, phase)(task)
+    assert reads.count == 1
 
 
 @every_model

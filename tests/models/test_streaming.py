@@ -98,6 +98,70 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(fold, (x, y, embed))
 
 
+class KernelBias(nn.Module):
+    """A kernel of the distance to places in input space, for each block, head and latent."""
+
+    def __init__(self, model: CMANP) -> None:
+        super().__init__()
+        block = model.blocks[0]
+        heads, latents = block.attend_points.attention.num_heads, len(block.latents)
+        self.places = nn.Parameter(torch.randn(len(model.blocks), 1, heads, latents, 1))
+        self.log_length = nn.Parameter(torch.randn(len(model.blocks), 1, heads, 1, 1))
+        self.to(model.latents.dtype)
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(x.shape[1])
+        return -((x[None, :, None, None, :, 0] - self.places) / self.log_length.exp()).square()
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_has_its_gradient_in_chunks_too(masked: bool) -> None:
+    """The state, and the gradients of points, weights and bias, are those of naive attention."""
+    model = small_cmanp(dtype=torch.float64)
+    bias = KernelBias(model)
+    reader = PointReader(model.embed_points, model.blocks, bias)
+    x, y = (z.requires_grad_() for z in random_points(3, 11, dtype=torch.float64))
+    mask = torch.rand(3, 11) < 0.6 if masked else None
+    points = Points(x, y, mask)
+    naive = []
+    for block, added in zip(model.blocks, bias(x)):
+        layer, padding = block.attend_points, 0.0 if mask is None else mask.log()[:, None, None]
+        k, v = layer.keys_values_of(model.embed_points(points.xy))
+        scores = layer.queries_of(block.latents) @ k.mT / k.shape[-1] ** 0.5 + added + padding
+        naive.append(AttentionState(scores.logsumexp(-1), scores.softmax(-1) @ v))
+    bias.sizes.clear()
+    states = [AttentionState.stack(naive), reader.absorb(points), reader.fold(points, 4)]
+    found = []
+    for state in states:
+        loss = state.lse.sin().sum() + state.out.cos().sum()
+        found.append(torch.autograd.grad(loss, [x, y, *reader.parameters()]))
+    for state, grads in zip(states[1:], found[1:]):
+        assert_close(state.lse, states[0].lse)
+        assert_close(state.out, states[0].out)
+        for mine, theirs in zip(grads, found[0], strict=True):
+            assert mine.any()
+            assert_close(mine, theirs)
+    # At once, then in chunks forward and in chunks backward: never for all points together.
+    assert bias.sizes == [11, 4, 4, 3, 4, 4, 3]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_fixed_bias_takes_no_gradient() -> None:
+    model = small_cmanp(dtype=torch.float64)
+    bias = KernelBias(model).requires_grad_(False)
+    reader = PointReader(model.embed_points, model.blocks, bias)
+    points = Points(*random_points(2, 9, dtype=torch.float64))
+    trained = [p for p in reader.parameters() if p.requires_grad]
+    whole, folded = (
+        torch.autograd.grad(state.out.square().sum(), trained)
+        for state in (reader.absorb(points), reader.fold(points, 4))
+    )
+    for mine, theirs in zip(folded, whole, strict=True):
+        assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_training_in_chunks_is_training(dtype: torch.dtype) -> None:
     """Context and targets in chunks: the loss and every parameter's gradient."""
@@ -161,6 +225,42 @@ def test_a_training_step_s_memory_does_not_grow_with_context_or_targets() -> Non
     raw = 2 * 4  # bytes of a target's moments, as often as they or their gradients are held
     assert peak(8000, 200) == peak(1000, 200)
     assert peak(200, 8000) - peak(200, 1000) <= 7000 * 4 * raw
+
+
+@pytest.mark.parametrize("size", [None, 100])
+@pytest.mark.parametrize("verb", ["update", "forget"])
+def test_the_memory_of_new_points_does_not_grow_with_their_number(
+    verb: str, size: int | None
+) -> None:
+    model = small_cmanp(context_chunk_size=size, dtype=torch.float64)
+
+    def peak(number: int) -> int:
+        x, y = random_points(1, number, dtype=torch.float64)
+        with torch.no_grad():
+            state = model.update(model.condition(x, y), *random_points(1, 90, dtype=torch.float64))
+            with LiveTensors() as live:
+                getattr(model, verb)(state, x[:, 50:], y[:, 50:])
+        return live.peak_bytes
+
+    assert peak(9000) == peak(3000)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "size", "at_a_time"),
+    [(False, None, 512), (False, 200, 200), (True, None, 1299), (True, 200, 200)],
+)
+def test_the_table_of_points_at_a_time_holds(
+    gradients: bool, size: int | None, at_a_time: int
+) -> None:
+    """That of the docstring of CMANP."""
+    x, y = random_points(1, 1300)
+    model, seen = small_cmanp(context_chunk_size=size), []
+    with torch.set_grad_enabled(gradients):
+        state = model.condition(x[:, :1], y[:, :1])
+        model.embed_points.register_forward_hook(lambda *args: seen.append(args[2].shape[1]))
+        model.update(state, x[:, 1:], y[:, 1:])
+    assert max(seen) == at_a_time
+    assert sum(seen) == 1299
 
 
 def test_autocast_is_the_same_in_backward() -> None:

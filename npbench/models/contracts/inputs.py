@@ -14,16 +14,23 @@ from torch import Tensor
 from npbench.errors import ChunkError, InputError
 from npbench.models.contracts.points import Points
 from npbench.tables import PointTable
+from npbench.task import Task
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model takes in: every method raises an `InputError` that says what was given, what was
-    expected, and how to mend it. Values are not looked at under `torch.compile`, whose graphs have
-    no place for a branch on them.
+    """Checks what comes into a model, and makes `Points` of it.
 
-    NumPy arrays and chunks are converted to the model's type and device, and may be of one task,
-    [points, width]; other tensors are taken as they are.
+    Every method raises an `InputError` that says what was given, what was expected, and how to mend
+    it. NumPy arrays and chunks are converted to the model's type and device, and may be of one
+    task, [points, width]; other tensors are taken as they are. Under `torch.compile` values are not
+    checked, since a graph has no place for a branch on them.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+        dtype: of the model.
+        device: of the model.
     """
 
     dim_x: int
@@ -33,34 +40,35 @@ class Inputs:
 
     def points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any = None) -> Points:
         """The points as given, with 0 wherever the mask says that none is real."""
-        x, y, mask = _as_batch(x, y, mask) if isinstance(x, np.ndarray) else (x, y, mask)
-        # Shapes first: an array may be larger than memory.
-        _check_shape(x_name, x, self.dim_x, "dim_x")
-        _check_shape(y_name, y, self.dim_y, "dim_y")
-        if x.shape[:2] != y.shape[:2]:
-            raise InputError(
-                f"{x_name} {list(x.shape)} and {y_name} {list(y.shape)} differ in the number of "
-                f"tasks or points"
-            )
-        mask = self._mask(x_name, x, mask)
-        return Points(self._tensor(x_name, x, mask), self._tensor(y_name, y, mask), mask)
+        points = self._points(x_name, x, y_name, y, mask)
+        _check_finite({x_name: points.x, y_name: points.y})
+        return points
 
     def targets(self, name: str, x: Any, mask: Any = None) -> Points:
-        """Targets whose values are not known (0)."""
+        """Targets whose values are not known; they are 0 here."""
         x, mask = _as_batch(x, mask) if isinstance(x, np.ndarray) else (x, mask)
         _check_shape(name, x, self.dim_x, "dim_x")
-        if x.shape[1] == 0:
-            raise InputError(f"{name} is an empty target set, of shape {list(x.shape)}")
+        _check_any_target(name, x)
         mask = self._mask(name, x, mask)
         x = self._tensor(name, x, mask)
+        _check_finite({name: x})
         return Points(x, x.new_zeros(*x.shape[:2], self.dim_y), mask)
 
-    def check_no_task_is_empty(self, name: str, mask: Tensor | None) -> None:
-        """Refuse a mask that leaves nothing to average over."""
-        if mask is None or torch.compiler.is_compiling():
-            return
-        if not mask.any(dim=-1).all():
-            raise InputError(f"{name} leaves a task without targets")
+    def of_task(self, task: Task) -> tuple[Points, Points]:
+        """The context and the targets of a task, whose values are known.
+
+        All values are checked together: on a GPU the host waits once for the device, and once more
+        where there is a target mask.
+        """
+        if task.yt is None:
+            raise InputError("the task has no yt: a log-likelihood needs the targets' true values")
+        targets = self._points("xt", task.xt, "yt", task.yt, task.target_mask)
+        _check_any_target("xt", targets.x)
+        _check_no_task_is_empty("target_mask", targets.mask)
+        context = self._points("xc", task.xc, "yc", task.yc, task.context_mask)
+        check_batch("xt", targets.x, len(context.x), "xc")
+        _check_finite({"xt": targets.x, "yt": targets.y, "xc": context.x, "yc": context.y})
+        return context, targets
 
     def slices(self, x: Any, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
         """A context chunk by chunk: no copy of the whole is ever made."""
@@ -125,13 +133,29 @@ class Inputs:
             return value
         return value.to(self.device, self.dtype)
 
+    def _points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any) -> Points:
+        """The points, of which everything is checked but that their values are finite."""
+        x, y, mask = _as_batch(x, y, mask) if isinstance(x, np.ndarray) else (x, y, mask)
+        # Shapes come first: an array may be larger than memory.
+        _check_shape(x_name, x, self.dim_x, "dim_x")
+        _check_shape(y_name, y, self.dim_y, "dim_y")
+        if x.shape[:2] != y.shape[:2]:
+            raise InputError(
+                f"{x_name} {list(x.shape)} and {y_name} {list(y.shape)} differ in the number of "
+                f"tasks or points"
+            )
+        mask = self._mask(x_name, x, mask)
+        return Points(self._tensor(x_name, x, mask), self._tensor(y_name, y, mask), mask)
+
     def _tensor(self, name: str, value: Tensor | np.ndarray, mask: Tensor | None) -> Tensor:
-        """The values, found to be finite; 0 wherever the mask says that none is real."""
+        """The values as a tensor of the model's type, with 0 wherever the mask says so."""
         tensor = self._converted(name, value) if isinstance(value, np.ndarray) else value
-        if mask is not None:
-            tensor = tensor.masked_fill(~mask[..., None], 0.0)
-        self._check(name, tensor)
-        return tensor
+        if tensor.dtype != self.dtype:
+            raise InputError(
+                f"{name} is {tensor.dtype}, the model {self.dtype}; convert one: "
+                f"{name}.to({self.dtype}) or model.to({tensor.dtype})"
+            )
+        return tensor if mask is None else tensor.masked_fill(~mask[..., None], 0.0)
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:
         if array.dtype.kind not in "fiub":
@@ -155,20 +179,6 @@ class Inputs:
             )
         return mask.to(self.device)
 
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if tensor.dtype != self.dtype:
-            raise InputError(
-                f"{name} is {tensor.dtype}, the model {self.dtype}; convert one: "
-                f"{name}.to({self.dtype}) or model.to({tensor.dtype})"
-            )
-        if not torch.compiler.is_compiling() and not torch.isfinite(tensor).all():
-            bad = (~torch.isfinite(tensor)).nonzero()
-            task, point, column = bad[0].tolist()
-            raise InputError(
-                f"{name} holds {len(bad)} NaN or infinite value(s), the first in task {task}, "
-                f"point {point}, column {column}; drop those points, or mask them out"
-            )
-
 
 @contextmanager
 def _naming(number: int) -> Iterator[None]:
@@ -189,15 +199,48 @@ def _check_shape(name: str, tensor: Any, width: int, width_name: str) -> None:
         )
 
 
+def _check_any_target(name: str, x: Tensor | np.ndarray) -> None:
+    if x.shape[1] == 0:
+        raise InputError(f"{name} is an empty target set, of shape {list(x.shape)}")
+
+
+def _check_no_task_is_empty(name: str, mask: Tensor | None) -> None:
+    if mask is None or torch.compiler.is_compiling():
+        return
+    if not mask.any(dim=-1).all():
+        raise InputError(f"{name} leaves a task without targets")
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    """Refuse NaN and infinite values, in one look at all tensors.
+
+    A sum of finite numbers may overflow, but one with a NaN or an infinite number is never finite:
+    where the sums are, so is everything. They take no memory, and one transfer from the device.
+    """
+    if torch.compiler.is_compiling():
+        return
+    with torch.no_grad():
+        if torch.stack([tensor.sum() for tensor in tensors.values()]).isfinite().all():
+            return
+        for name, tensor in tensors.items():
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                task, point, column = bad[0].tolist()
+                raise InputError(
+                    f"{name} holds {len(bad)} NaN or infinite value(s), the first in task {task}, "
+                    f"point {point}, column {column}; drop those points, or mask them out"
+                )
+
+
 def _check_size(chunk_size: int | None) -> None:
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size={chunk_size} must be 1 or more")
 
 
-def check_batch(name: str, tensor: Tensor, batch_size: int) -> None:
-    """Refuse data of another number of tasks than the state's."""
+def check_batch(name: str, tensor: Tensor, batch_size: int, other: str = "the state") -> None:
+    """Refuse data of another number of tasks than those of the state, or of other data."""
     if len(tensor) != batch_size:
-        raise InputError(f"{name} has {len(tensor)} tasks, the state {batch_size}")
+        raise InputError(f"{name} has {len(tensor)} tasks, {other} {batch_size}")
 
 
 def _as_batch(x: Any, *others: Any) -> tuple:

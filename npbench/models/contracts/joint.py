@@ -25,7 +25,7 @@ class JointProcess(NeuralProcess):
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """The negative joint log-density of all targets at once (their sum, not their mean),
         averaged over tasks."""
-        state, targets = self._read(task)
+        state, targets = self._conditioned(task)
         return -log_density(self._joint(state, targets), targets).mean()
 
     def _evaluate(self, state: State, targets: Points) -> Evaluation:

@@ -53,7 +53,7 @@ class Points(TensorRecord):
         return self.x.new_ones(self.x.shape[:2], dtype=torch.bool)
 
     def take(self, order: Integer[Tensor, "batch points"]) -> "Points":
-        """The points at these places of each task."""
+        """The points of each task at these indices."""
         return self.map(lambda z: take(z, order))
 
     def packed(self) -> "Points":
@@ -66,16 +66,16 @@ class Points(TensorRecord):
         return torch.argsort((~self.full_mask).byte(), dim=-1, stable=True)
 
     def blocks(self, size: int) -> Iterator["Points"]:
-        """The points, `size` at a time."""
-        for start in range(0, self.x.shape[1], size):
+        """The points, `size` at a time; where there are none, one block without points."""
+        for start in range(0, max(1, self.x.shape[1]), size):
             yield self[start : start + size]
 
-    def __getitem__(self, places: slice) -> "Points":
-        return self.map(lambda z: z[:, places])
+    def __getitem__(self, window: slice) -> "Points":
+        return self.map(lambda z: z[:, window])
 
 
 def take(
-    values: Shaped[Tensor, "batch points *rest"], order: Integer[Tensor, "batch places"]
-) -> Shaped[Tensor, "batch places *rest"]:
-    """Each task's values at its own places."""
-    return values[torch.arange(len(values), device=values.device)[:, None], order]
+    values: Shaped[Tensor, "batch points *rest"], indices: Integer[Tensor, "batch taken"]
+) -> Shaped[Tensor, "batch taken *rest"]:
+    """The values of each task at its own indices."""
+    return values[torch.arange(len(values), device=values.device)[:, None], indices]

@@ -224,14 +224,14 @@ class NeuralProcess(nn.Module, ABC):
 
     def evaluate(self, task: Task) -> Evaluation:
         """Each task's log-likelihood, and the mean and standard deviation at each target."""
-        return self._evaluate(*self._read(task))
+        return self._evaluate(*self._conditioned(task))
 
     def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
         """Each task's log-likelihood in nats: summed over outputs, averaged over real targets.
 
         Joint and autoregressive models give the joint log-density divided by the number of targets.
         """
-        return self._log_likelihood(*self._read(task))
+        return self._log_likelihood(*self._conditioned(task))
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
         """What training minimises: the negative log-likelihood per target, averaged over tasks."""
@@ -286,15 +286,12 @@ class NeuralProcess(nn.Module, ABC):
         check_batch("xt", targets.x, state.batch_size)
         return targets
 
-    def _read(self, task: Task) -> tuple[State, Points]:
-        """The state of the task's context, and its targets: checked, with 0 at padding."""
-        if task.yt is None:
-            raise InputError("the task has no yt: a log-likelihood needs the targets' true values")
-        targets = self._inputs.points("xt", task.xt, "yt", task.yt, task.target_mask)
-        self._inputs.check_no_task_is_empty("target_mask", targets.mask)
-        state = self.condition(task.xc, task.yc, task.context_mask)
-        self._targets(state, targets.x)
-        return state, targets
+    def _conditioned(self, task: Task) -> tuple[State, Points]:
+        """The state of a task's context, and its targets: checked, with 0 at padding."""
+        context, targets = self._inputs.of_task(task)
+        size = self._chunk_size()
+        chunks = iter([context]) if size is None else context.blocks(size)
+        return self._condition(chunks), targets
 
 
 def merge_all(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:
