@@ -8,6 +8,8 @@
 2. The most memory that a whole process takes to condition on points which a generator makes: a
    hundred thousand of them, and ten million.
 3. `update` by one point, from states of 100 and of a million points.
+4. The most memory of tensors that `update` takes beyond the points themselves: for ten thousand new
+   points, and for a million.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from torch import Tensor
 from npbench.attention import AttentionState
 from npbench.models import CMANP
 from npbench.models.contracts.process import evaluating
+from npbench.profiling import measure
 
 _BLOCK = 1000
 
@@ -46,6 +49,7 @@ def main() -> None:
         compare_speed(model, int(options.points), options.repeats)
         compare_memory([int(number) for number in options.streamed])
         compare_updates(model)
+        compare_memory_of_updates(model)
 
 
 def compare_speed(model: CMANP, number: int, repeats: int) -> None:
@@ -99,6 +103,17 @@ def compare_updates(model: CMANP) -> None:
         times = [seconds(lambda: model.update(state, *point)) for _ in range(50)]  # noqa: B023
         median = statistics.median(times)
         print(f"update by one point after {number:>9,} points: {1e3 * median:.2f} ms")
+
+
+def compare_memory_of_updates(model: CMANP) -> None:
+    state = model.condition(generated(100))
+    for number in (10_000, 1_000_000):
+        points = torch.randn(2, 1, number, 1)
+        measured = measure(lambda: model.update(state, *points), repeats=1)  # noqa: B023
+        print(
+            f"update by {number:>9,} new points takes {measured.peak_bytes / 2**20:.2f} MiB, "
+            f"{measured.seconds:.2f} s"
+        )
 
 
 def generated(number: int, size: int = 10_000) -> Iterator[tuple[Tensor, Tensor]]:
