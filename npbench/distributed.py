@@ -1,4 +1,4 @@
-"""One set of points over several processes, which each attend to a shard of it."""
+"""One set of points split over several processes, each of which attends to its shard."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -40,10 +40,10 @@ def all_merge(
     cannot check; with `TORCH_DISTRIBUTED_DEBUG=DETAIL` in the environment torch checks it.
 
     Args:
-        state: of this rank's shard.
+        state: the state of this rank's shard.
         group: the ranks among which the points are split; by default all.
-        parameters: of the model that made the state. Backward reaches them after the all_reduce on
-            every rank, where an empty shard depends on none of them too: under
+        parameters: those of the model that made the state. On every rank backward reaches them
+            after the all_reduce, even where an empty shard depends on none of them: under
             `DistributedDataParallel` the collectives of all ranks then come in the same order.
 
     Raises:
@@ -62,7 +62,7 @@ def all_merge(
     shards = [AttentionState(z[..., 0], z[..., 1:]) for z in _all_gather(packed, group)]
     shards[rank] = state
     merged = reduce(AttentionState.merge, shards)
-    # One that needs gradients wherever they are recorded: backward is collective too.
+    # Backward is collective too: this leaf makes every rank take part where gradients are recorded.
     anchor = state.lse.new_empty(0).requires_grad_()
     return AttentionState(*_SumGradients.apply(group, merged.lse, merged.out, anchor, *parameters))
 

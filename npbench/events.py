@@ -13,18 +13,18 @@ from npbench.structure import TensorRecord
 class EventSequences(TensorRecord):
     """A batch of sequences of marked events, each as a history of the next.
 
-    Of each sequence the first event is history only, and all others are predicted. A mask is True
-    where an event is real, padding lies behind the real events; None means that all are. Times do
-    not fall within a sequence; float64 holds seconds since 1970 and milliseconds between events.
+    The first event of each sequence is history only, and all others are predicted. A mask is True
+    where an event is real, and None means that all are; padding lies behind the real events. Times
+    do not fall within a sequence; float64 holds seconds since 1970 with milliseconds.
 
     Args:
         times: of the events, in the data's own unit.
         marks: from 0 to K − 1.
         mask: True where an event is real.
-        end: until when each sequence was observed, if that is known: no event between the last and
-            it. Not before the last event, at which it says nothing.
+        end: until when each sequence was observed, if that is known: there is no event between the
+            last one and the end. It is not before the last event.
         exact: the log-likelihood of each predicted event under the process that made the data, 0 at
-            padding; known of synthetic sequences only: the ceiling of any model.
+            padding. It is the ceiling of any model, and known of synthetic sequences only.
 
     Example:
         >>> sequences = EventSequences(torch.rand(4, 9).cumsum(-1), torch.randint(3, (4, 9)))
@@ -53,10 +53,10 @@ class EventSequences(TensorRecord):
 
     @property
     def predicted(self) -> Bool[Tensor, "batch intervals"]:
-        """Whether the event behind each interval is real."""
+        """Whether the event that ends each interval is real."""
         return self.full_mask[:, 1:]
 
     @property
     def num_predicted(self) -> int:
-        """Predicted events of the whole batch."""
+        """Number of predicted events of the whole batch."""
         return int(self.predicted.sum())

@@ -21,7 +21,8 @@ class MuonAdam(torch.optim.Optimizer):
       W_t = W_{t-1} - \eta \sqrt{\max(1, r/c)}\; \mathrm{NS}(G_t + \mu M_t)$$
 
     for a matrix of r rows and c columns, where NS is a Newton–Schulz iteration. Matrices of one
-    shape go through it as one batch, in float32: on a CPU several times faster than one by one.
+    shape go through it as one batch, in float32, which on a CPU is several times faster than one by
+    one.
 
     Args:
         params: parameters; those with two dimensions get Muon.

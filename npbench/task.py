@@ -52,7 +52,7 @@ class Task(TensorRecord):
         return len(self.xc)
 
     def pad(self, num_context: int, num_target: int) -> "Task":
-        """The same tasks in fixed shapes: zeros behind the points, masks that mark the real ones.
+        """The same tasks in fixed shapes, with zeros behind the points and masks of the real ones.
 
         Raises:
             InputError: if there are more points than that already.
@@ -74,7 +74,7 @@ class Task(TensorRecord):
 
         exact = self.exact
         if exact is not None:
-            # A standard deviation of 1: harmless wherever a padded target is computed with.
+            # A standard deviation of 1 does no harm wherever a padded target is computed with.
             exact = Exact(
                 F.pad(exact.mean, (0, 0, 0, more_target)),
                 F.pad(exact.std, (0, 0, 0, more_target), value=1.0),

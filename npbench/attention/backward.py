@@ -17,7 +17,7 @@ def fused_attention_with_lse(
     bias: Float[Tensor, "#batch #heads #queries points"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries dim_head"]]:
     """(lse, out) as of `attention_with_lse`, from the fused kernel, with gradients of all four
-    arguments. It takes one point or more, and is there where `has_fused_kernel`."""
+    arguments. It takes one point or more, on a device that `has_fused_kernel` names."""
     return _FusedAttention.apply(q, k, v, bias)
 
 
@@ -66,7 +66,7 @@ def attention_backward(
     Args:
         of_bias: whether to return the gradient of the bias, in its shape; else None.
     """
-    # Nothing attended to: P = e^{−∞} = 0, where −∞ − (−∞) would be NaN.
+    # Where nothing was attended to, P must be e^{−∞} = 0; −∞ − (−∞) would be NaN.
     lse = lse.masked_fill(torch.isneginf(lse), 0.0)
     if has_fused_kernel(q) and not of_bias:
         out, grad_out = out.to(q.dtype), grad_out.to(q.dtype)

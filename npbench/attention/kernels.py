@@ -21,7 +21,7 @@ def attention_with_lse(
     v: Float[Tensor, "batch heads points dim_head"],
     bias: Float[Tensor, "#batch #heads #queries points"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries"], Float[Tensor, "batch heads queries dim_head"]]:
-    """(lse, out) from public operations, on any device; forms the score matrix.
+    """(lse, out) from public operations, on any device; it forms the score matrix.
 
     Where every score is −∞, lse is −∞, out 0, and the gradients are 0.
     """
@@ -53,7 +53,7 @@ def attend(
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     blind = ~mask.any(dim=-1, keepdim=True)
-    # Blind queries look at everything, and are set to 0 after: a softmax over nothing is NaN.
+    # A softmax over nothing is NaN: blind queries look at everything, and are set to 0 afterwards.
     out = F.scaled_dot_product_attention(q, k, v, (mask | blind)[:, None], scale=scale)
     return out.masked_fill(blind[:, None], 0.0)
 
@@ -75,7 +75,7 @@ def score_bias(
 
 
 def has_fused_kernel(q: Tensor) -> bool:
-    """Whether `fused_forward` and `fused_backward` can take tensors like these."""
+    """Whether `fused_forward` and `fused_backward` take tensors of this device."""
     return _HAS_FUSED_KERNEL and q.device.type == "cpu"
 
 

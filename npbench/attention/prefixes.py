@@ -21,14 +21,14 @@ def prefix_states(
     $$\mathrm{lse}_i = \log \sum_{j \le i} e^{s_j - r (t_i - t_j)}, \qquad
       \mathrm{out}_i = \sum_{j \le i} e^{s_j - r (t_i - t_j) - \mathrm{lse}_i}\, v_j$$
 
-    A scan in chunks of c events: within a chunk one masked product gives the states of its
-    prefixes, with which that of all earlier events is merged. That takes n / c steps, and for each
-    sequence, head and query memory for n·(c + dim_head) numbers.
+    The scan takes chunks of c events: within a chunk one masked product gives the states of its
+    prefixes, and the state of all earlier events is merged with each. It takes n / c steps, and
+    memory for n·(c + dim_head) numbers for each sequence, head and query.
 
     Args:
         scores: $s_j$ of every query.
         values: $v_j$.
-        times: do not fall; in the unit of the rates.
+        times: of the events, which do not fall; in the unit of the rates.
         rates: r ≥ 0 of every query; by default nothing fades.
         chunk_size: c; changes no result.
 
@@ -41,8 +41,8 @@ def prefix_states(
         values.split(chunk_size, dim=-2),
         times.split(chunk_size, dim=-1),
     ):
-        place = torch.arange(t.shape[-1], device=t.device)
-        state = _attend(s, v, t, t, rates, place <= place[:, None])
+        index = torch.arange(t.shape[-1], device=t.device)
+        state = _attend(s, v, t, t, rates, index <= index[:, None])
         if before is not None:
             state = faded(before, (t - until)[..., None, None], rates).merge(state)
         parts.append(state)
@@ -60,7 +60,7 @@ def final_state(
     rates: Float[Tensor, "heads queries"] | None,
     mask: Bool[Tensor, "batch events"],
 ) -> AttentionState:
-    """The last of the `prefix_states`, of the real events alone: [batch, heads, queries, …]."""
+    """The last of the `prefix_states`, of the real events: [batch, heads, queries, …]."""
     state = _attend(scores, values, times[:, -1:], times, rates, mask[:, None, None, None])
     return state.map(lambda z: z[:, 0])
 
@@ -89,7 +89,7 @@ def _attend(
         if rates is not None:
             age = (now[:, :, None] - times[:, None]).to(dtype)
             logits = logits - rates[..., None, None] * age[:, None, None]
-        # Where nothing is visible, a softmax over −∞ would be NaN, in the gradient too.
+        # A softmax over −∞ alone would be NaN, in the gradient too, where nothing is visible.
         empty = ~visible.any(dim=-1)
         logits = logits.masked_fill(~(visible | empty[..., None]), -torch.inf)
         lse = logits.logsumexp(dim=-1).masked_fill(empty, -torch.inf)

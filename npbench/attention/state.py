@@ -92,7 +92,7 @@ class AttentionState(TensorRecord):
                 f"states of shapes {list(self.lse.shape)} and {list(other.lse.shape)} do not "
                 f"merge: they must be of the same tasks and queries"
             )
-        # Two empty sets: −∞ − (−∞) would be NaN, in the value and in the gradient.
+        # For two empty sets −∞ − (−∞) would be NaN, in the value and in the gradient.
         both_empty = torch.isneginf(torch.maximum(self.lse, other.lse))
         mine = self.lse.masked_fill(both_empty, 0.0)
         theirs = other.lse.masked_fill(both_empty, 0.0)

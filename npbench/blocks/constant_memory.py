@@ -17,8 +17,8 @@ class ConstantMemoryAttentionBlock(nn.Module):
     $$Z = \mathrm{FF}(\mathrm{SelfAttn}(\mathrm{FF}(\mathrm{CrossAttn}(Z_I \to P))))$$
 
     where each layer includes its norm and residual. Only the first attention sees the points, and
-    its queries are fixed: `absorb` turns points into an `AttentionState` (which merges with
-    others), `forward` does the rest at a cost that does not depend on their number.
+    its queries are fixed: `absorb` turns points into an `AttentionState`, which merges with others,
+    and `forward` does the rest at a cost that does not depend on their number.
 
     Args:
         config: the layers' common sizes.

@@ -1,4 +1,4 @@
-"""Embeddings of what is no point of a regression task."""
+"""Embeddings of events; those of points are MLPs (`layers.MLP`)."""
 
 import torch
 from jaxtyping import Float, Int

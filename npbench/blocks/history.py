@@ -13,15 +13,15 @@ from npbench.blocks.layers import LayerConfig
 class HistoryBlock(ConstantMemoryAttentionBlock):
     r"""CMAB over a history: with `recency`, events fade, and their number counts.
 
-    To a latent at time t an event at $t_j$ has a score that falls at a learned rate r, and beside
-    all events there is nothing, with a learned score c:
+    For a latent at time t, an event at $t_j$ has a score that falls at a learned rate r. Beside all
+    events, the latent may attend to nothing, with a learned score c:
 
     $$s_j(t) = \frac{q \cdot k_j}{\sqrt{d}} - r\,(t - t_j), \qquad
       \mathrm{out} = \frac{\sum_j e^{s_j(t)}\, v_j}{e^c + \sum_j e^{s_j(t)}}$$
 
     so that a latent can hold $\sum_j e^{-r (t - t_j)}$, all that the intensity of a Hawkes process
-    depends on. Without, it is the paper's block: attention that knows when an event was, but
-    neither how long ago that is, nor how many there were.
+    depends on. Without `recency` it is the paper's block, whose attention knows when an event was,
+    but neither how long ago that is, nor how many events there were.
 
     Args:
         config: the layers' common sizes.
@@ -33,11 +33,11 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
         super().__init__(config, num_block_latents)
         self.log_rates, self.null_scores = None, None
         if recency:
-            # From a hundred units of time down to a tenth of one.
+            # The slowest rate lasts a hundred units of time, the fastest a tenth of one.
             rates = torch.logspace(-2, 1, config.num_heads * num_block_latents)
             rates = rates.reshape(num_block_latents, config.num_heads).T
             self.log_rates = nn.Parameter(rates.log())
-            # That of the events there are to see, at one a unit of time and with scores of 0.
+            # log Σ_j e^{−r (t − t_j)} of events at every unit of time, whose scores are 0.
             self.null_scores = nn.Parameter((1 / rates).log1p())
 
     def nothing(self, batch_size: int) -> AttentionState:

@@ -34,9 +34,9 @@ class LayerConfig:
         dim_feedforward: hidden width of the feed-forward layers.
         dropout: rate after each feed-forward layer.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
-        norm_residual: what a layer's residual adds, with h = LN(x): h itself, h + f(h), as in the
-            official code; or x, x + f(h), as in the usual pre-norm Transformer (False), which
-            trains faster (`docs/training-notes.md`).
+        norm_residual: whether a layer adds its normalised input h = LN(x) back, h + f(h), as the
+            official code does; otherwise it adds x, x + f(h), as the usual pre-norm Transformer
+            does, which trains faster (`docs/training-notes.md`).
     """
 
     dim_model: int
@@ -96,8 +96,8 @@ class SelfAttention(PreNorm):
 class CrossAttention(PreNorm):
     r"""$\mathrm{residual} + \mathrm{Attn}(h \to \mathrm{LN}_c(c))$; the context has its own norm.
 
-    `absorb` and `readout` are the same layer in two steps, for an `x` that no task changes: the
-    first sees the context, chunk by chunk; the second sees only what the first kept of it.
+    `absorb` and `readout` are the same layer in two steps, for an `x` that is the same for every
+    task: the first sees the context, chunk by chunk, and the second only what the first has kept.
     """
 
     def __init__(self, config: LayerConfig) -> None:
@@ -176,8 +176,11 @@ class QueryLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    r"""Targets read one context a layer: $X_0 = \mathrm{MLP}(x_t)$, $X_i = \mathrm{QueryLayer}_i(
-    X_{i-1} \to C_i)$; returns $\mathrm{LN}(X_K)$.
+    r"""Targets attend to one context a layer.
+
+    $$X_0 = \mathrm{MLP}(x_t), \qquad X_i = \mathrm{QueryLayer}_i(X_{i-1} \to C_i)$$
+
+    It returns $\mathrm{LN}(X_K)$.
 
     Args:
         config: the layers' common sizes.

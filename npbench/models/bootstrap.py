@@ -101,9 +101,9 @@ def _sorted(points: Points) -> Integer[Tensor, "batch points"]:
 
 
 def _resample(points: Points) -> Integer[Tensor, "2 batch points"]:
-    """Twice as many places as there are points, drawn among the real ones, which come first."""
+    """Indices of real points, drawn with replacement: twice as many as there are points."""
     batch, number = points.x.shape[:2]
-    # Points first: padding behind them then changes none of their draws.
+    # The points come first in memory, so that padding behind them changes none of their draws.
     uniform = torch.rand(number, 2, batch, dtype=points.x.dtype, device=points.x.device)
     count = points.count[:, None]
     return (uniform.movedim(0, -1) * count).minimum(count - 1).clamp(min=0).long().contiguous()

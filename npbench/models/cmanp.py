@@ -173,10 +173,11 @@ class CMANP(NeuralProcess):
     def all_merge(self, state: CMANPState, group: ProcessGroup | None = None) -> CMANPState:
         """The collective form of `merge`: the state of all ranks' contexts, ready to be queried.
 
-        One context split over processes, in training too: see `npbench.distributed.all_merge`.
+        It takes one context that is split over processes, in training too; see
+        `npbench.distributed.all_merge`.
 
         Args:
-            state: of this rank's shard of the context, which may be empty.
+            state: that of this rank's shard of the context, which may be empty.
             group: the ranks that share the context; by default all.
 
         Raises:
@@ -193,9 +194,9 @@ class CMANP(NeuralProcess):
     ) -> CMANPState:
         """The state without these points, which it has absorbed before: the inverse of `update`.
 
-        For windows that slide, and for data that must be deleted. Exact but for rounding, which
-        grows as the points carried more of the attention: where less than 1 % of any latent's is
-        left, there is an error instead of a state.
+        It serves windows that slide, and data that must be deleted. It is exact but for rounding,
+        which grows with the share of the attention that the points carried: where less than 1 % of
+        any latent's attention is left, there is an error instead of a state.
 
         Raises:
             InputError: as `update`; and where the result would be ill-conditioned, or the state
@@ -245,7 +246,7 @@ class CMANP(NeuralProcess):
         return None if torch.is_grad_enabled() else self._points_at_a_time()
 
     def _points_at_a_time(self) -> int | None:
-        """How many points are taken at a time, as the table of the class says; None: all."""
+        """How many points are taken at a time, as the table of the class says; None means all."""
         if self.context_chunk_size is None and not torch.is_grad_enabled():
             return _INFERENCE_CHUNK
         return self.context_chunk_size

@@ -19,9 +19,9 @@ from npbench.models.contracts.process import Evaluation, Marginals, records_argu
 class CMANPAND(JointProcess, CMANP):
     r"""Constant Memory Attentive Neural Process, Autoregressive Not-Diagonal.
 
-    The encoder is CMANP's; a block of targets is predicted jointly (see `JointGaussian`). Trained
-    on all targets as one block; evaluated and sampled block by block, each block's values being
-    absorbed by the state before the next:
+    The encoder is CMANP's, and a block of targets is predicted jointly (see `JointGaussian`). The
+    model is trained on all targets as one block. It is evaluated and sampled block by block: the
+    state absorbs the values of each block before the next is predicted:
 
     $$\log p(y_{1:M}) = \sum_b \log \mathcal{N}(y_b \mid \mu_b, \Sigma_b), \qquad
       S_{b+1} = \mathrm{update}(S_b, x_b, y_b)$$
@@ -106,7 +106,7 @@ class CMANPAND(JointProcess, CMANP):
         return Evaluation(log_likelihood, *self._marginals(state, targets))
 
     def _marginals(self, state: CMANPState, targets: Points) -> Marginals:
-        """Given the context alone; a target's standard deviation depends on its block's others."""
+        """Given the context alone; a deviation depends on the other targets of its block."""
         moments = []
         for block in targets.packed().blocks(self.block_size):
             dist = self._joint(state, block)

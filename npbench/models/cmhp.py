@@ -13,7 +13,7 @@ from npbench.errors import InputError
 from npbench.models.contracts.events import EventModel, EventState, ends
 from npbench.models.contracts.process import records_arguments
 
-# Events that `condition` absorbs at a time.
+# How many events `condition` absorbs at a time.
 _CONDITION_CHUNK = 256
 
 
@@ -51,10 +51,12 @@ class CMHP(EventModel):
         num_components: log-normals of the mixture over τ.
         dropout: rate after each feed-forward layer.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
-        recency: let events fade as they age; see `HistoryBlock`. Ours; False is the paper's block.
-        scan_chunk_size: events at a time in the scan over prefixes; changes no result. Training
-            takes some 35·(num_latents + num_block_latents)·dim_model numbers a block and event.
-        min_interval: least τ, in the data's unit; those below count as so much.
+        recency: let events fade as they age; see `HistoryBlock`. This is our addition; False gives
+            the paper's block.
+        scan_chunk_size: events that the scan over prefixes takes at a time; it changes no result.
+            Training takes memory for about 35·(num_latents + num_block_latents)·dim_model numbers
+            a block and event.
+        min_interval: least τ, in the data's unit; a shorter one counts as this.
 
     Source: Feng et al., *Constant Memory Attention Block*, arXiv 2306.12599; the decoder is that of
     Shchur, Biloš and Günnemann, *Intensity-Free Learning of Temporal Point Processes*, ICLR 2020.
@@ -97,6 +99,7 @@ class CMHP(EventModel):
         self.blocks = nn.ModuleList(
             HistoryBlock(config, num_block_latents, recency) for _ in range(num_layers)
         )
+        # Checkpoints hold its weights by this name.
         self.read = QueryLayer(config)
         self.norm = nn.LayerNorm(dim_model)
 
@@ -116,19 +119,19 @@ class CMHP(EventModel):
         since_first = self._scaled((state.last - state.first).nan_to_num(0.0))
         latest = self.embed(since_first, state.mark.clamp(min=0))
         latest = latest.masked_fill(state.mark[:, None] < 0, 0.0)
-        return self._read(state.of_blocks(), latest)
+        return self._decode(state.of_blocks(), latest)
 
     def _histories(
         self, times: Tensor, marks: Tensor, mask: Tensor
     ) -> Float[Tensor, "batch events dim_model"]:
         since_first = self._scaled(times - times[:, :1])
         points = self.embed(since_first, marks)
-        # Of the real events alone, as if each prefix were a history of its own.
+        # Only prefixes that end in a real event are kept, each as a history of its own.
         states = [
             block.prefixes(points, since_first, self.scan_chunk_size).map(lambda z: z[mask])
             for block in self.blocks
         ]
-        history = self._read(states, points[mask])
+        history = self._decode(states, points[mask])
         return points.new_zeros(points.shape).masked_scatter(mask[..., None], history)
 
     def _absorb(
@@ -149,7 +152,7 @@ class CMHP(EventModel):
         ]
         return CMHPState(**now, attention=_batch_first(AttentionState.stack(new)))
 
-    def _read(
+    def _decode(
         self,
         states: Iterable[AttentionState],
         latest: Float[Tensor, "batch dim_model"],

@@ -19,7 +19,7 @@ from npbench.models.contracts.process import NeuralProcess, State, merge_all, re
 
 @dataclass(frozen=True, eq=False)
 class CNPState(State):
-    """The running mean of the points' encodings, and their number: of constant size."""
+    """The running mean of the points' encodings, and their number; its size is constant."""
 
     mean: Float[Tensor, "batch paths dim_hidden"]
     count: Integer[Tensor, "batch 1 1"]
@@ -76,7 +76,7 @@ class PooledEncoder(nn.Module):
     def update(self, state: CNPState, points: Points) -> CNPState:
         return state.merge(self._absorb(points))
 
-    def read(
+    def summarise_for(
         self, state: CNPState, xt: Float[Tensor, "batch target dim_x"]
     ) -> Float[Tensor, "batch target dim_hidden"]:
         """The first summary, for every target."""
@@ -96,7 +96,7 @@ class PooledEncoder(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class CANPState(State):
-    """The context, what its points say to each target, and a summary: grows with the context."""
+    """The context, the keys and values of its points, and a summary; it grows with the context."""
 
     points: Points
     keys: Float[Tensor, "batch points dim_hidden"]
@@ -111,9 +111,9 @@ class AttentiveEncoder(nn.Module):
       v = \mathrm{SelfAttn}(\mathrm{value}([x, y]))$$
 
     beside $\mathrm{post}(\mathrm{mean}\, \mathrm{SelfAttn}(\mathrm{ReLU}(\mathrm{pre}([x, y]))))$.
-    Arguments as of `PooledEncoder`, with the depths of the MLPs for values and for queries and
-    keys. New points change every value, so that the state keeps the context; memory is $N^2$ to
-    condition and to update, $NM$ to query.
+    The arguments are those of `PooledEncoder`, and the depths of the MLPs for values and for
+    queries and keys. New points change every value, so that the state keeps the context; memory is
+    $N^2$ to condition and to update, $NM$ to query.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class AttentiveEncoder(nn.Module):
     def update(self, state: CANPState, points: Points) -> CANPState:
         return self.condition([state.points, points])
 
-    def read(
+    def summarise_for(
         self, state: CANPState, xt: Float[Tensor, "batch target dim_x"]
     ) -> Float[Tensor, "batch target dim_hidden"]:
         """What the context says to each target."""
@@ -205,7 +205,7 @@ class PostNormAttention(nn.Module):
 
 class ConditionalProcess(NeuralProcess):
     r"""$y_t \sim \mathcal{N}(\mu, \sigma^2)$ with $[\mu, \sigma] = \mathrm{head}([r_t, s, x_t])$,
-    where the encoder reads $r_t$ and s from the context."""
+    where the encoder makes $r_t$ and s of the context."""
 
     encoder: PooledEncoder | AttentiveEncoder
     head: DiagonalGaussian
@@ -225,7 +225,7 @@ def represent(
 ) -> Float[Tensor, "batch target dim_representation"]:
     """$[r_t, s]$: all that the context says to each target."""
     summary = encoder.summarise(state)[:, None].expand(-1, xt.shape[1], -1)
-    return torch.cat([encoder.read(state, xt), summary], dim=-1)
+    return torch.cat([encoder.summarise_for(state, xt), summary], dim=-1)
 
 
 class CNP(ConditionalProcess):

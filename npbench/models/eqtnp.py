@@ -1,4 +1,4 @@
-"""EQTNP: a Transformer encodes the context once, targets read its layers."""
+"""EQTNP: a Transformer encodes the context once, and targets attend to its layers."""
 
 import torch
 from jaxtyping import Float

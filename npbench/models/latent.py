@@ -60,8 +60,8 @@ class LatentProcess(MixtureProcess):
     ) -> Independent:
         """The prediction for each z: batch shape [samples, B, M]."""
         z = z[:, :, None].expand(-1, -1, xt.shape[1], -1)
-        read = expand(self.encoder.read(state, xt), len(z))
-        return self.head(torch.cat([read, z, expand(xt, len(z))], dim=-1))
+        summary = expand(self.encoder.summarise_for(state, xt), len(z))
+        return self.head(torch.cat([summary, z, expand(xt, len(z))], dim=-1))
 
     def _condition(self, chunks: Iterator[Points]) -> State:
         return self.encoder.condition(chunks)

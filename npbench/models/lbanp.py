@@ -23,7 +23,7 @@ class LBANP(StoredContextProcess):
       \qquad i = 1, …, K$$
     $$X_0 = \mathrm{MLP}(x_t), \qquad X_i = \mathrm{FF}(\mathrm{CrossAttn}(X_{i-1} \to Z_i))$$
 
-    with $Z_0$ learned. Each layer's queries depend on what the one before has read, so that new
+    with $Z_0$ learned. Each layer's queries depend on the output of the one before, so that new
     points change them all: a query is constant in the number N of context points, but `condition`
     and `update` take memory NL, and the state keeps the points.
 

@@ -48,7 +48,7 @@ class PointReader:
     def states(
         self, chunks: Iterable[Points], queries: Tensor | None = None
     ) -> Iterator[AttentionState]:
-        """The states of each chunk; what they have in common is worked out once."""
+        """The state of each chunk; queries and projections are worked out once for all."""
         queries = self.queries() if queries is None else queries
         projection = self.projection()
         for points in chunks:
@@ -68,7 +68,7 @@ class PointReader:
         return AttentionState(lse, out)
 
     def queries(self) -> Float[Tensor, "blocks 1 heads queries dim_head"]:
-        """What the latents of each block ask of the points."""
+        """The queries that the latents of each block put to the points."""
         return torch.stack(
             [layer.queries_of(block.latents) for layer, block in zip(self._layers, self.blocks)]
         )
@@ -88,7 +88,7 @@ class PointReader:
         Float[Tensor, "blocks batch heads points dim_head"],
         Float[Tensor, "blocks batch heads points dim_head"],
     ]:
-        """What the points answer each block."""
+        """The keys and values of the points, for each block."""
         weight, bias = projection
         first = self._layers[0]
         embedding = self.embed(points.xy)
@@ -98,7 +98,7 @@ class PointReader:
         return first.attention.split_keys_values(projected.unflatten(1, points.x.shape[:2]))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Those that keys, values and the bias depend on."""
+        """The parameters that keys, values and the bias depend on."""
         of_layers = [m for x in self._layers for m in (x.norm_context, x.attention.to_kv)]
         of_bias = [] if self.bias is None else [self.bias]
         modules = [self.embed, *of_layers, *of_bias]
@@ -120,7 +120,7 @@ def _repeated(mask: Tensor | None, times: int) -> Tensor | None:
 
 
 class _Fold(torch.autograd.Function):
-    """Forward without a graph, chunk by chunk; backward computes each chunk again."""
+    """Forward keeps no graph of the chunks; backward computes each chunk again."""
 
     @staticmethod
     def forward(

@@ -13,7 +13,7 @@ from npbench.models.contracts.process import records_arguments
 
 @dataclass(frozen=True, eq=False)
 class THPState(EventState):
-    """The history itself."""
+    """The history itself, which grows with every event."""
 
     times: Float[Tensor, "batch events"]
     marks: Int[Tensor, "batch events"]
@@ -37,7 +37,7 @@ class THP(EventModel):
         dim_feedforward: hidden width of the layers.
         num_components: log-normals of the mixture over τ.
         dropout: rate in the layers.
-        min_interval: least τ, in the data's unit; those below count as so much.
+        min_interval: least τ, in the data's unit; a shorter one counts as this.
 
     Source: Zuo et al., *Transformer Hawkes Process*, ICML 2020; with the decoder of Shchur, Biloš
     and Günnemann, *Intensity-Free Learning of Temporal Point Processes*, ICLR 2020.
@@ -81,9 +81,9 @@ class THP(EventModel):
             return self.log_mean.new_zeros(state.batch_size, self.embed.mark.embedding_dim)
         times = state.times - state.first.nan_to_num(0.0)[:, None]
         encoded = self._encode(times, state.marks, state.mask)
-        # With padding between what was there at first and what has come since.
-        place = torch.arange(1, state.mask.shape[1] + 1, device=state.mask.device) * state.mask
-        history = encoded[torch.arange(state.batch_size), place.argmax(dim=-1)]
+        # There may be padding between the events of `condition` and those of `update`.
+        index = torch.arange(1, state.mask.shape[1] + 1, device=state.mask.device) * state.mask
+        history = encoded[torch.arange(state.batch_size), index.argmax(dim=-1)]
         return history.where(state.mask.any(dim=-1, keepdim=True), 0.0)
 
     def _histories(

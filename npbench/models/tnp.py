@@ -155,7 +155,7 @@ class TNPA(TNPD):
     the true values; samples are drawn one target after another. Both depend on the order of the
     targets. `query` predicts each target by itself, as if it came first.
 
-    Arguments, source: those of `TNPD`.
+    The arguments and the source are those of `TNPD`.
 
     Example:
         >>> model = TNPA(dim_x=1, dim_y=1)
@@ -192,7 +192,7 @@ class TNPA(TNPD):
         for x in xt.repeat(num_samples, 1, 1).split(1, dim=1):
             y = self.head(self._attend(self._embed_targets(x), contexts, mask[:, None])).sample()
             samples.append(y)
-            # The value drawn joins the context of all targets after it.
+            # The value that was drawn joins the context of all targets after it.
             token = self.embed(torch.cat([x, y], dim=-1))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             for index, layer in enumerate(self.layers):
@@ -201,8 +201,8 @@ class TNPA(TNPD):
         return torch.cat(samples, dim=1).unflatten(0, (num_samples, -1))
 
     def _mask(self, context: Points, targets: Points) -> Bool[Tensor, "batch queries points"]:
-        """Who sees whom: rows are targets with values, then without; columns the context, then
-        the targets with values."""
+        """True where a row may see a column: the rows are targets with values, then those without;
+        the columns are the context, then the targets with values."""
         num_targets = targets.x.shape[1]
         ones = torch.ones(num_targets, num_targets, dtype=torch.bool, device=targets.x.device)
         before = torch.cat([ones.tril(), ones.tril(-1)]) & targets.full_mask[:, None]

@@ -15,13 +15,13 @@ from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent, NextEventHead
 from npbench.models.contracts.process import State
 
-# Events that are checked at a time.
+# How many events are checked at a time.
 _CHECK_CHUNK = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class EventState(State):
-    """What a model keeps of a history: times are NaN, and the mark −1, where it is empty."""
+    """What a model keeps of a history. Where it is empty, its times are NaN and its mark is −1."""
 
     first: Float[Tensor, "batch"]
     last: Float[Tensor, "batch"]
@@ -44,23 +44,23 @@ def ends(times: Tensor, marks: Tensor, mask: Tensor) -> dict[str, Tensor]:
         nothing = times.new_full(times.shape[:1], torch.nan)
         return {"first": nothing, "last": nothing, "mark": torch.full_like(nothing, -1).long()}
     empty = ~mask[:, 0]
-    place = mask.sum(dim=-1).sub(1).clamp(min=0)[:, None]
+    index = mask.sum(dim=-1).sub(1).clamp(min=0)[:, None]
     return {
         "first": times[:, 0].masked_fill(empty, torch.nan),
-        "last": times.gather(1, place)[:, 0].masked_fill(empty, torch.nan),
-        "mark": marks.gather(1, place)[:, 0].masked_fill(empty, -1),
+        "last": times.gather(1, index)[:, 0].masked_fill(empty, torch.nan),
+        "mark": marks.gather(1, index)[:, 0].masked_fill(empty, -1),
     }
 
 
 class EventEvaluation(NamedTuple):
-    """What a model says of sequences: one pass serves all metrics. Logarithms are 0 at padding."""
+    """What a model says of sequences; one pass serves all metrics. Logarithms are 0 at padding."""
 
     dist: NextEvent
-    """Of each event but the first."""
+    """The distribution of each event but the first."""
     log_prob_time: Float[Tensor, "batch intervals"]
     log_prob_mark: Float[Tensor, "batch intervals"]
     log_survival: Float[Tensor, "batch"]
-    """That no event came after the last, until the end; 0 where no end is known."""
+    """The log-probability that no event comes between the last and the end; 0 without an end."""
 
     @property
     def log_prob(self) -> Float[Tensor, "batch intervals"]:
@@ -83,7 +83,7 @@ class EventModel(nn.Module, ABC):
         num_marks: number K of marks.
         dim_model: width D of the history vector.
         num_components: log-normals of the mixture over τ.
-        min_interval: least τ, in the data's unit; those below count as so much.
+        min_interval: least τ, in the data's unit; a shorter one counts as this.
     """
 
     hparams: dict[str, Any]
@@ -119,13 +119,13 @@ class EventModel(nn.Module, ABC):
     def _histories(
         self, times: Tensor, marks: Tensor, mask: Tensor
     ) -> Float[Tensor, "batch events dim_model"]:
-        """The history vector after every event; anything finite at padding."""
+        """The history vector after every event; at padding it may be anything finite."""
 
     def set_time_scale(self, mean: float, log_mean: float, log_std: float) -> None:
-        """Fit the model's units to data: kept in checkpoints, and not trained.
+        """Fit the model's units to data. Checkpoints keep them, and training does not change them.
 
         Args:
-            mean: of the training intervals: what the model counts times in.
+            mean: mean of the training intervals, the unit in which the model counts times.
             log_mean: mean of their logarithms.
             log_std: standard deviation of their logarithms.
 
@@ -139,7 +139,7 @@ class EventModel(nn.Module, ABC):
             )
         self.time_scale.fill_(mean)
         self.log_mean.fill_(log_mean)
-        # Of intervals that are all the same, the logarithms have no width to measure in.
+        # Where all intervals are the same, their logarithms have no width to measure in.
         self.log_std.fill_(log_std or 1.0)
 
     def condition(
@@ -148,7 +148,7 @@ class EventModel(nn.Module, ABC):
         marks: Int[Tensor, "*batch events"] | np.ndarray,
         mask: Bool[Tensor, "*batch events"] | np.ndarray | None = None,
     ) -> EventState:
-        """The state of histories, [B, n] or one of them, [n]; perhaps of no events.
+        """The state of histories, [B, n], or of one, [n]; they may have no events.
 
         Args:
             times: of the events, which do not fall; in float64 where they are large, as seconds
@@ -171,7 +171,8 @@ class EventModel(nn.Module, ABC):
 
         Args:
             state: of the histories.
-            time: of the events, [B] or one for all; on the history's clock, not before its last.
+            time: of the events, [B] or one for all, by the clock of the history and not before
+                its last event.
             mark: from 0 to K − 1.
 
         Raises:
@@ -209,7 +210,7 @@ class EventModel(nn.Module, ABC):
         return self._predict(self._histories(*checked))
 
     def evaluate(self, sequences: EventSequences) -> EventEvaluation:
-        """The distribution of every event but the first, given those before, and what it says.
+        """The distribution of every event but the first, given those before, and its logarithms.
 
         Raises:
             InputError: as `condition`; and if an end is not finite, or before the last event.
@@ -230,8 +231,8 @@ class EventModel(nn.Module, ABC):
         return self.evaluate(sequences).log_prob
 
     def loss(self, sequences: EventSequences) -> Float[Tensor, ""]:
-        """What training minimises: the negative log-likelihood of the sequences, with that of no
-        event from the last until the end, divided by the number of predicted events."""
+        """What training minimises: the negative log-likelihood per predicted event, to which the
+        observation that no event comes between the last and the end belongs."""
         evaluation = self.evaluate(sequences)
         total = evaluation.log_prob.sum() + evaluation.log_survival.sum()
         return -total / max(1, sequences.num_predicted)
@@ -239,15 +240,14 @@ class EventModel(nn.Module, ABC):
     def sample(
         self, state: EventState, num_events: int, until: float | None = None
     ) -> EventSequences:
-        """A future of each history, event by event: what comes next, given what came before.
+        """A future of each history, event by event, without gradients.
 
-        For many futures of a history, `state.repeat(times)`. Without gradient; draws from torch's
-        random state.
+        It draws from torch's random state. `state.repeat(times)` gives many futures of a history.
 
         Args:
             state: of the histories.
             num_events: how many events follow, at most.
-            until: on the histories' clock, when to stop; the mask leaves out what would come later.
+            until: when to stop, by the clock of the histories; later events are masked out.
 
         Raises:
             InputError: if `num_events` is not 1 or more.
@@ -289,7 +289,7 @@ class EventModel(nn.Module, ABC):
                 f"before the last event"
             )
         survival = after[torch.arange(len(rest), device=rest.device), last[:, 0]].log_survival(rest)
-        # Of no time at all there is nothing to say, where the floor would have a little to.
+        # No time at all says nothing, though the least interval of the head would say a little.
         return survival.masked_fill(rest == 0, 0.0)
 
     def _scaled(self, times: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ class EventModel(nn.Module, ABC):
         return (times / self.time_scale).to(self.log_mean.dtype)
 
     def _checked(self, times: Any, marks: Any, mask: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Histories [B, n], found to be in order; at padding the time of the last event and 0."""
+        """Checked histories [B, n]; at padding stand the time of the last event and the mark 0."""
         device = self.log_mean.device
         times, marks, mask = (
             z if z is None or isinstance(z, Tensor) else torch.as_tensor(z, device=device)
@@ -305,7 +305,7 @@ class EventModel(nn.Module, ABC):
         )
         padded = mask is not None
         if not padded:
-            # Of no memory: a history may be long.
+            # `expand` allocates nothing; histories may be long.
             mask = torch.ones((), dtype=torch.bool, device=marks.device).expand(marks.shape)
         shapes = [list(z.shape) for z in (times, marks, mask)]
         if times.ndim not in (1, 2) or shapes != [shapes[0]] * 3:
@@ -327,7 +327,7 @@ class EventModel(nn.Module, ABC):
         return times.nan_to_num(neginf=0.0), marks.masked_fill(~mask, 0), mask
 
     def _check_values(self, times: Tensor, marks: Tensor, mask: Tensor, start: int) -> None:
-        """Of a chunk of the events, each with that ahead of it."""
+        """Check a chunk of the events, and that each comes after the one ahead of it."""
         first = max(0, start - 1)
         window = slice(first, start + _CHECK_CHUNK)
         times, marks, mask = times[:, window], marks[:, window], mask[:, window]
@@ -340,8 +340,8 @@ class EventModel(nn.Module, ABC):
         }
         for problem, where in problems.items():
             if where.any():
-                row, place = where.nonzero()[0].tolist()
+                row, index = where.nonzero()[0].tolist()
                 raise InputError(
-                    f"event {first + place} of sequence {row} {problem} (time "
-                    f"{float(times[row, place])}, mark {int(marks[row, place])})"
+                    f"event {first + index} of sequence {row} {problem} (time "
+                    f"{float(times[row, index])}, mark {int(marks[row, index])})"
                 )

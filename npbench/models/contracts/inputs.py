@@ -1,4 +1,4 @@
-"""What comes into a model, checked: errors are found at the door."""
+"""What comes into a model is checked here, so that errors are found at the door."""
 
 import os
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Inputs:
         return context, targets
 
     def slices(self, x: Any, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
-        """A context chunk by chunk: no copy of the whole is ever made."""
+        """The context chunk by chunk; no copy of the whole is ever made."""
         _check_size(chunk_size)
         x, y, mask = _as_batch(x, y, mask) if isinstance(x, np.ndarray) else (x, y, mask)
         size = x.shape[1] if x.ndim == 3 else 0
@@ -85,8 +85,8 @@ class Inputs:
             yield self.points(f"xc {where}", x[:, window], f"yc {where}", y[:, window], part)
 
     def chunks(self, chunks: Any, chunk_size: int | None = None) -> Iterator[Points]:
-        """A context that comes in (x, y) or (x, y, mask) chunks, or in a file of such columns as
-        x0, x1, y0; no more than `chunk_size` points at a time."""
+        """The context from (x, y) or (x, y, mask) chunks, or from a file of such columns as x0, x1,
+        y0; no more than `chunk_size` points at a time."""
         _check_size(chunk_size)
         batch_size = None
         for number, chunk in self._stream(chunks, [f"y{i}" for i in range(self.dim_y)]):
@@ -106,10 +106,10 @@ class Inputs:
             raise InputError("the iterable of chunks is empty; for a prior, give one empty chunk")
 
     def target_chunks(self, chunks: Any, batch_size: int) -> Iterator[Points]:
-        """Targets that come in chunks of inputs, or in a file with columns x0, x1, …"""
+        """Targets from chunks of inputs, or from a file with columns x0, x1, …"""
         for number, chunk in self._stream(chunks, []):
             with _naming(number):
-                # A loader of a data set of inputs alone gives lists of one tensor.
+                # A `DataLoader` over inputs alone gives lists of one tensor.
                 x = chunk[0] if isinstance(chunk, tuple | list) and len(chunk) == 1 else chunk
                 points = self.targets("xt", *_as_batch(self._here(x)))
                 check_batch("xt", points.x, batch_size)
@@ -162,7 +162,7 @@ class Inputs:
             raise InputError(f"{name} holds {array.dtype} values, not numbers")
         if np.ma.is_masked(array):
             raise InputError(f"{name} has masked values; drop those points, or give a mask of them")
-        # A copy in the order and the bytes that torch knows, whatever the array's are.
+        # The copy has the order and the bytes that torch knows, whatever the array has.
         copy = np.array(array, dtype=np.float64, order="C")
         return torch.from_numpy(copy).to(self.device, self.dtype)
 
@@ -252,7 +252,7 @@ def _as_batch(x: Any, *others: Any) -> tuple:
 
 
 def _same_points(first: Any, *others: Any) -> bool:
-    """Whether all are of the same tasks and points; None stands for whatever is needed."""
+    """Whether all have the same numbers of tasks and points; None has any."""
     return all(
         z is None or (isinstance(z, Tensor | np.ndarray) and z.shape[:2] == first.shape[:2])
         for z in others

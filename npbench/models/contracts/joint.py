@@ -13,7 +13,9 @@ from npbench.task import Task
 
 
 class JointProcess(NeuralProcess):
-    """A model whose head is a `JointGaussian`; comes before the one whose encoder it shares.
+    """A model whose head is a `JointGaussian`.
+
+    Among the bases of a class it comes before the model whose encoder is used.
 
     With the "cholesky" covariance the prediction depends on the order of the targets, as tril cuts
     the covariance's factor along it; with "lowrank" a permutation of the targets permutes it.

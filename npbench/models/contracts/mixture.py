@@ -36,7 +36,7 @@ class MixtureProcess(NeuralProcess):
 
     @abstractmethod
     def _components(self, state: State, xt: Tensor, num_samples: int) -> Independent:
-        """That many random predictions: batch shape [samples, B, M]."""
+        """So many random predictions, of batch shape [samples, B, M]."""
 
     def _query(self, state: State, xt: Tensor) -> MixtureSameFamily:
         return equal_mixture(self._components(state, xt, self.num_samples))

@@ -24,14 +24,16 @@ from npbench.task import Task
 AnyState = TypeVar("AnyState", bound="State")
 Part = TypeVar("Part", bound=TensorRecord)
 
-# Data that comes in chunks, or in a file.
+# What `condition` and `query` take in place of tensors: an iterable of chunks, or a file.
 Stream = Iterable | str | os.PathLike
 
 
 @dataclass(frozen=True, eq=False)
 class State(TensorRecord):
-    """What a model keeps of its context: immutable tensors, in all of which one dimension (the
-    first, if a state does not say otherwise) counts the tasks."""
+    """What a model keeps of its context, as immutable tensors.
+
+    The same dimension of all of them counts the tasks: the first, unless `batch_dim` is another.
+    """
 
     batch_dim: ClassVar[int] = 0
 
@@ -68,7 +70,7 @@ def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
         bound = signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
         init(self, *args, **kwargs)
-        # The outermost class, which comes last, is the one to rebuild.
+        # Bases record their arguments too; those of the outermost class come last, and stay.
         self.hparams = {k: v for k, v in bound.arguments.items() if k != "self"}
 
     return recording
@@ -94,7 +96,7 @@ class NeuralProcess(nn.Module, ABC):
     hparams: dict[str, Any]
 
     scores_jointly: ClassVar[bool] = False
-    """Whether `log_likelihood` is that of all targets together, whose ceiling is higher."""
+    """Whether `log_likelihood` scores all targets together; its ceiling is then higher."""
 
     def __init__(self, dim_x: int, dim_y: int) -> None:
         super().__init__()

@@ -14,10 +14,10 @@ from npbench.models.contracts.process import NeuralProcess, State
 @dataclass(frozen=True, eq=False)
 class StoredContext(State):
     """The context itself, which an update needs, and its encodings, one a layer, which a query
-    reads: of every point (`places` = N, TNP and EQTNP) or of latents (LBANP)."""
+    attends to: those of every point (TNP and EQTNP, N of them) or of latents (LBANP)."""
 
     points: Points
-    encodings: Float[Tensor, "batch layers places dim_model"]
+    encodings: Float[Tensor, "batch layers encoded dim_model"]
 
 
 class StoredContextProcess(NeuralProcess):
