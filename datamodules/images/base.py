@@ -23,7 +23,7 @@ from datamodules.loading import (
     TaskDataModule,
     at_least_one,
 )
-from datamodules.sampling import check_sizes, draw_sizes
+from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.task import Task
@@ -92,32 +92,32 @@ class ImageDataModule(TaskDataModule):
         at_least_one(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
-            min_num_points=min_num_points,
             num_predict_tasks=num_predict_tasks,
         )
         if num_test_tasks is not None:
             at_least_one(num_test_tasks=num_test_tasks)
-        check_sizes(min_num_points, max_num_points)
+        self.sizes = TaskSizes(min_num_points, max_num_points, max_num_targets, vary=vary_sizes)
         if max_num_points > num_pixels:
             raise InputError(
                 f"max_num_points={max_num_points} exceeds the {num_pixels} pixels of an image"
             )
-        if max_num_targets is not None and max_num_targets < min_num_points:
-            raise InputError(
-                f"max_num_targets={max_num_targets} must not be below "
-                f"min_num_points={min_num_points}"
-            )
         self.num_pixels = num_pixels
         self.batch_size = batch_size
-        self.min_num_points = min_num_points
-        self.max_num_points = max_num_points
-        self.max_num_targets = max_num_targets
-        self.vary_sizes = vary_sizes
         self.num_test_tasks = num_test_tasks
         self.num_predict_tasks = num_predict_tasks
         self.t_noise = t_noise
         self.seed = seed
         self.eval_seed = eval_seed
+
+    @property
+    def max_num_points(self) -> int:
+        """N + M of a task stays below."""
+        return self.sizes.max
+
+    @property
+    def max_num_targets(self) -> int | None:
+        """Most targets of a training task, if they are bounded."""
+        return self.sizes.max_targets
 
     @abstractmethod
     def _read_images(self) -> dict[int, ImageSet]:
@@ -147,11 +147,7 @@ class ImageDataModule(TaskDataModule):
         first = (index * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
         with seeded(TRAIN, self.seed, rank, index):
-            if self.vary_sizes:
-                sizes = [self._draw_sizes() for _ in places]
-            else:
-                sizes = [self._draw_sizes()] * self.batch_size
-            draw = self._draw(sizes)
+            draw = self._draw(self.sizes.draw(self.batch_size))
         return images_to_task(images[_shuffled(places, len(images), self.seed)], draw)
 
     def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
@@ -159,10 +155,10 @@ class ImageDataModule(TaskDataModule):
         draws = []
         for index in indices:
             with seeded(split, self.eval_seed, index):
-                num_context, num_target = draw_sizes(self.min_num_points, self.max_num_points)
+                sizes = self.sizes.evaluation.draw(1)
                 if split == PREDICT:
-                    num_target = self.num_pixels - num_context
-                draws.append(self._draw([(num_context, num_target)]))
+                    sizes = self._all_others(sizes.num_context)
+                draws.append(self._draw(sizes))
         images = self.image_sets[TEST if split == PREDICT else split]
         return images_to_task(images[indices], PixelDraw.stack(draws))
 
@@ -183,22 +179,23 @@ class ImageDataModule(TaskDataModule):
         kinds = [self.image_sets[kind] for kind in (TEST, TEST_UNSEEN) if kind in self.image_sets]
         images, place = kinds[index % len(kinds)], index // len(kinds)
         with seeded(FIGURES, self.eval_seed, index):
-            draw = self._draw([(num_context, self.num_pixels - num_context)])
+            draw = self._draw(self._all_others(torch.tensor([num_context])))
         return images_to_task(images[[place % len(images)]], draw)
 
-    def _draw_sizes(self) -> tuple[int, int]:
-        return draw_sizes(self.min_num_points, self.max_num_points, self.max_num_targets)
+    def _all_others(self, num_context: Int[Tensor, "batch"]) -> ContextTargetSplit:
+        """The sizes of tasks whose targets are all pixels that are not in the context."""
+        return ContextTargetSplit(num_context, self.num_pixels - num_context)
 
-    def _draw(self, sizes: list[tuple[int, int]]) -> PixelDraw:
-        """The pixels and the noise of tasks of these sizes, from torch's generator."""
-        num_context, num_target = torch.tensor(sizes).unbind(-1)
-        key = torch.randint(2**63 - 1, [len(sizes)])
+    def _draw(self, sizes: ContextTargetSplit) -> PixelDraw:
+        """Draw the pixels and the noise of tasks of these sizes from torch's generator."""
+        batch_size = len(sizes.num_context)
+        key = torch.randint(2**63 - 1, [batch_size])
         noise = None
         if self.t_noise is not None:
             channels = self.image_sets[TEST].array.shape[1]
-            most = max(self.max_num_points, max(sum(size) for size in sizes))
-            noise = outliers(torch.Size([len(sizes), most, channels]), self.t_noise)
-        return PixelDraw(num_context, num_target, key, noise)
+            most = max(self.sizes.max, sizes.num_points)
+            noise = outliers(torch.Size([batch_size, most, channels]), self.t_noise)
+        return PixelDraw(sizes.num_context, sizes.num_target, key, noise)
 
     def train_dataloader(self) -> DataLoader:
         _, world_size = self._rank_and_world_size()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules import EMNISTDataModule
 from datamodules.loading import PREDICT, TEST, TEST_UNSEEN, TRAIN, VALIDATE
+from datamodules.sampling import TaskSizes
 from npbench import Task
 from npbench.training import MetaRegression
 
@@ -64,8 +65,9 @@ def completed(task: Task) -> Tensor:
 class AllPixels(EMNISTDataModule):
     """Training tasks of all pixels, which tell their images."""
 
-    def _draw_sizes(self) -> tuple[int, int]:
-        return 10, 774
+    def __init__(self, root: Path, **arguments: object) -> None:
+        super().__init__(root, **arguments)
+        self.sizes = TaskSizes(min=10, max=21, num_targets=774)
 
 
 # Training batches
