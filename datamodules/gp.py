@@ -6,15 +6,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.gaussian_process import GPDraw, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
-from datamodules.loading import (
-    FIGURES,
-    PREDICT,
-    TEST,
-    TRAIN,
-    VALIDATE,
-    TaskDataModule,
-    at_least_one,
-)
+from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
@@ -146,7 +138,7 @@ class GPDataModule(TaskDataModule):
 
     def training_batch(self, index: int, rank: int = 0) -> Task:
         """The batch of training step `index` on `rank`."""
-        key = (TRAIN, self.seed, rank, index)
+        key = (Part.TRAIN, self.seed, rank, index)
         with seeded(*key):
             draw = self._draw(self.sizes.draw(self.batch_size))
         if self.curriculum is not None and index < self.curriculum.num_batches:
@@ -159,17 +151,17 @@ class GPDataModule(TaskDataModule):
         task = realise(self.kernel, draw, self.noise_std, with_exact=False)
         return task.pad(self.sizes.most_context, self.sizes.most_targets) if self.pad else task
 
-    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
+    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
         """The fixed evaluation tasks of these indices, with their exact answers."""
         draws = []
         for index in indices:
-            with seeded(split, self.eval_seed, index):
+            with seeded(part, self.eval_seed, index):
                 draws.append(self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1))
         return realise(self.kernel, GPDraw.stack(draws), self.noise_std, with_exact=True)
 
     def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
         """A task whose targets lie densely along the first input (the others at 0), in order."""
-        with seeded(FIGURES, self.eval_seed, index):
+        with seeded(Part.FIGURES, self.eval_seed, index):
             draw = self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1 + num_targets)
         context = draw.x[:, : int(draw.num_context)]
         grid = context.new_zeros(1, num_targets, self.dim_x)
@@ -207,13 +199,13 @@ class GPDataModule(TaskDataModule):
         return self._training_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, VALIDATE)
+        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, TEST)
+        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, PREDICT)
+        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
 
 
 def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, Normal
 from datamodules import Curriculum, GPDataModule
 from datamodules.gaussian_process import GPDraw, realise
 from datamodules.kernels import Product, RandomKernel, SquaredUniformPrior, released_rbf
-from datamodules.loading import PREDICT, TEST, VALIDATE
+from datamodules.loading import Part
 from npbench import Exact, Task
 
 
@@ -316,9 +316,9 @@ def test_varied_tasks_follow_a_curriculum(monkeypatch: pytest.MonkeyPatch) -> No
 def test_how_tasks_are_trained_on_does_not_touch_evaluation() -> None:
     plain = GPDataModule()
     changed = GPDataModule(vary_sizes=True, num_targets=7, pad=True)
-    for split in (VALIDATE, TEST, PREDICT):
+    for part in (Part.VALIDATE, Part.TEST, Part.PREDICT):
         assert_same_record(
-            changed.evaluation_batch(range(4), split), plain.evaluation_batch(range(4), split)
+            changed.evaluation_batch(range(4), part), plain.evaluation_batch(range(4), part)
         )
     assert_same_record(changed.figure_task(1), plain.figure_task(1))
 
@@ -356,7 +356,7 @@ def test_batches_are_those_of_release_0_1_0(
     data = GPDataModule()
     batch = {
         "training": lambda: data.training_batch(5, rank=1),
-        "validation": lambda: data.evaluation_batch(range(3, 6), VALIDATE),
+        "validation": lambda: data.evaluation_batch(range(3, 6), Part.VALIDATE),
         "test": lambda: data.evaluation_batch(range(3, 6)),
     }[kind]()
     assert sizes(batch) == shape
