@@ -29,7 +29,7 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 
 LAYERS = [
-    "structure", "errors", "task", "events", "tables", "attention", "distributed", "blocks",
+    "structure", "errors", "task", "events", "offers", "tables", "attention", "distributed", "blocks",
     "likelihoods", "models", "predictions", "metrics", "optim", "profiling", "training",
     "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +43,8 @@ class EventSequenceDataModule(EventDataModule):
 
     Marks become 0, 1, … in the order of the vocabulary: all that the file announces
     (`dim_process`), or else those of the training sequences, in order, before a share of them is
-    held out. The vocabulary goes with checkpoints; `EventPrediction` keeps that of its training,
-    and sets that of any data module that it is given later.
+    held out. `EventPrediction` keeps the vocabulary of its training, in its checkpoints too, and
+    sets it in every data module that it is given later.
 
     Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
     the number of its line, the event's place in it, the time on its clock, and marks as they are.
@@ -169,12 +168,6 @@ class EventSequenceDataModule(EventDataModule):
         for name, column in named.items():
             table = table.set_column(table.schema.get_field_index(name), name, column)
         return table
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.vocabulary = state_dict["vocabulary"]
 
     @cached_property
     def _read(self) -> tuple[Vocabulary, dict[Part, EventTable]]:

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from random import Random
 
-import lightning as L
 import numpy as np
 import pytest
-import torch
 from event_files import (
     Events,
     easytpp,
@@ -19,11 +17,9 @@ from event_files import (
     write_folds,
     write_text,
 )
-from torch import Tensor, nn
 
 from datamodules import EventSequenceDataModule
 from datamodules.loading import Part
-from npbench import EventSequences
 
 
 @pytest.fixture(scope="module")
@@ -160,69 +156,24 @@ def test_marks_of_numbers_are_text_where_others_are(tmp_path: Path) -> None:
     assert rows(whole(data))[0][1] == (1, 0)
 
 
-def test_a_checkpoint_s_vocabulary_holds(tmp_path: Path) -> None:
-    """Of data with fewer marks, or with more in the test than in the training."""
-    state = tiny(tmp_path / "first", ["a", "b", "c", "d"]).state_dict()
-    assert state == {"vocabulary": ["a", "b", "c", "d"]}
+def test_a_vocabulary_that_is_set_holds(tmp_path: Path) -> None:
+    """For data with fewer marks, or with more in the test than in the training."""
+    vocabulary = tiny(tmp_path / "first", ["a", "b", "c", "d"]).vocabulary
+    assert vocabulary == ["a", "b", "c", "d"]
     data = tiny(tmp_path / "second", ["d", "b"], test=["b", "c", "d"])
     data.prepare_data()
     data.setup("test")
     assert data.num_marks == 2
     assert rows(whole(data, Part.TRAIN))[0][1] == (1, 0)
-    data.load_state_dict(state)
+    data.vocabulary = vocabulary
     assert data.num_marks == 4
-    assert data.state_dict() == state
     assert rows(whole(data, Part.TRAIN))[0][1] == (3, 1)
     assert rows(whole(data))[0][1] == (1, 2, 3)
     other = tiny(tmp_path / "third", ["a", "z"])
-    other.load_state_dict(state)
+    other.vocabulary = vocabulary
     message = r"train\.csv, line 3: mark 'z' is none of the 4 of the model \(a, b, c, …, d\)"
     with pytest.raises(ValueError, match=message):
         other.train_dataloader()
-
-
-class Collects(L.LightningModule):
-    """Does nothing but note the marks that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.marks: list[tuple[int, ...]] = []
-
-    def training_step(self, batch: EventSequences, _: int) -> Tensor:
-        return self.weight**2
-
-    def validation_step(self, batch: EventSequences, batch_idx: int) -> None:
-        pass
-
-    def test_step(self, batch: EventSequences, batch_idx: int) -> None:
-        self.marks += [marks for _, marks in rows(batch)]
-
-    def predict_step(self, batch: EventSequences, batch_idx: int) -> Tensor:
-        self.test_step(batch, batch_idx)
-        return batch.mask
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.mark.parametrize("stage", ["test", "predict"])
-def test_lightning_keeps_the_vocabulary_with_the_checkpoint(tmp_path: Path, stage: str) -> None:
-    def trainer() -> L.Trainer:
-        return L.Trainer(
-            default_root_dir=tmp_path, max_steps=1, logger=False, accelerator="cpu",
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        )  # fmt: skip
-
-    fitted = trainer()
-    fitted.fit(Collects(), datamodule=tiny(tmp_path / "first", ["a", "b", "c", "d"]))
-    fitted.save_checkpoint(tmp_path / "a.ckpt")
-    torch.load(tmp_path / "a.ckpt", weights_only=True)
-    module, data = Collects(), tiny(tmp_path / "second", ["d", "b"], test=["b", "c", "d"])
-    getattr(trainer(), stage)(
-        module, datamodule=data, ckpt_path=tmp_path / "a.ckpt", weights_only=True
-    )
-    assert module.marks == [(1, 2, 3)]
 
 
 # Times that are not in order
