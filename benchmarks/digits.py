@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from datamodules import ImageFolderDataModule
-from datamodules.loading import TEST, TRAIN
+from datamodules.loading import Part
 from npbench import Task, models
 from npbench.callbacks import ImageFigures, ProgressBar
 from npbench.callbacks.images import completion_figure
@@ -82,8 +82,8 @@ def main() -> None:
     trainer.test(module, data)
     print(
         f"{options.steps:,} steps in {minutes:.1f} minutes on one core. RMSE of all pixels that\n"
-        f"are not in the context, on {len(data.image_sets[TEST])} test pictures, from black (0) "
-        f"to white (1):"
+        f"are not in the context, on {len(data.image_sets[Part.TEST])} test pictures, from black "
+        f"(0) to white (1):"
     )
     report(module.eval(), data)
     tasks = [[data.completion_task(index, size) for size in _SIZES[:4]] for index in range(3)]
@@ -101,12 +101,14 @@ def write_pictures(folder: Path) -> None:
 
 def report(module: MetaRegression, data: ImageFolderDataModule) -> None:
     """By size of the context: the model, the context's mean, and the mean training picture."""
-    training = data.image_sets[TRAIN]
+    training = data.image_sets[Part.TRAIN]
     average = (training[range(len(training))].float().mean(0) / 255 - 0.5).flatten()
     name = type(module.model).__name__
     print(f"{'context':>10}{name:>10}{'mean of the context':>22}{'mean training picture':>24}")
     for size in _SIZES:
-        tasks = [data.completion_task(index, size) for index in range(len(data.image_sets[TEST]))]
+        tasks = [
+            data.completion_task(index, size) for index in range(len(data.image_sets[Part.TEST]))
+        ]
         xc, yc, xt, yt = (
             torch.cat([getattr(task, name) for task in tasks]) for name in ("xc", "yc", "xt", "yt")
         )

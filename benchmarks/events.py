@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.events.base import EventDataModule
-from datamodules.loading import TRAIN
+from datamodules.loading import Part
 from npbench.commands.sections import instantiate
 from npbench.models import EventModel
 from npbench.training import EventPrediction
@@ -108,7 +108,7 @@ def poisson(data: EventDataModule) -> dict[str, float]:
     """Events of a constant rate, and marks by their frequency, as in the training data."""
     data.setup()
     mean = data.interval_statistics.mean
-    training = data.windows(TRAIN)
+    training = data.windows(Part.TRAIN)
     frequency = torch.from_numpy(training.marks).bincount(minlength=data.num_marks) + 1.0
     log_prob = (frequency / frequency.sum()).log()
     batches = list(data.test_dataloader())

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from datamodules import CelebADataModule
-from datamodules.loading import TRAIN
+from datamodules.loading import Part
 from npbench import Task
 from npbench.models import CMANP
 
@@ -65,8 +65,8 @@ def main() -> None:
             for decoded in (False, True):
                 data = loader_of(folder, options.resolution, workers)
                 if decoded:
-                    rows = data.image_sets[TRAIN].rows
-                    data.image_sets[TRAIN] = DecodedEachTime(data, rows)
+                    rows = data.image_sets[Part.TRAIN].rows
+                    data.image_sets[Part.TRAIN] = DecodedEachTime(data, rows)
                 rate = images_per_second(data, options.batches)
                 name = "decoded each time" if decoded else "from the cache"
                 print(f"{name:<20}{workers} workers{rate:10,.0f} images/s")

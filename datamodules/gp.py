@@ -6,16 +6,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.gaussian_process import GPDraw, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
-from datamodules.loading import (
-    FIGURES,
-    PREDICT,
-    TEST,
-    TRAIN,
-    VALIDATE,
-    TaskDataModule,
-    at_least_one,
-)
-from datamodules.sampling import check_sizes, draw_sizes
+from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.task import Task
@@ -55,7 +47,11 @@ class GPDataModule(TaskDataModule):
         x_range: inputs are uniform on this interval, in each dimension.
         min_num_points: fewest context points N, and fewest targets M.
         max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
-        batch_size: tasks a training step, on each rank; they share N and M, as officially.
+        vary_sizes: let the tasks of a training batch differ in N and M, with masks; officially they
+            share both.
+        num_targets: M of every training task, whose N keeps its law; by default M is drawn.
+            Evaluation tasks depend neither on this nor on `vary_sizes`.
+        batch_size: tasks a training step, on each rank.
         eval_batch_size: tasks an evaluation step; changes no result.
         steps_per_epoch: training batches an epoch, after which comes a validation.
         num_val_tasks: number of fixed validation tasks.
@@ -84,6 +80,8 @@ class GPDataModule(TaskDataModule):
         x_range: tuple[float, float] = (-2.0, 2.0),
         min_num_points: int = 3,
         max_num_points: int = 50,
+        vary_sizes: bool = False,
+        num_targets: int | None = None,
         batch_size: int = 16,
         eval_batch_size: int = 16,
         steps_per_epoch: int = 1000,
@@ -101,7 +99,6 @@ class GPDataModule(TaskDataModule):
         at_least_one(
             dim_x=dim_x,
             dim_y=dim_y,
-            min_num_points=min_num_points,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             steps_per_epoch=steps_per_epoch,
@@ -109,7 +106,9 @@ class GPDataModule(TaskDataModule):
             num_test_tasks=num_test_tasks,
             num_predict_tasks=num_predict_tasks,
         )
-        check_sizes(min_num_points, max_num_points)
+        self.sizes = TaskSizes(
+            min_num_points, max_num_points, num_targets=num_targets, vary=vary_sizes
+        )
         if not noise_std >= 0:
             raise InputError(f"noise_std={noise_std} must be 0 or more")
         if not x_range[0] < x_range[1]:
@@ -121,8 +120,6 @@ class GPDataModule(TaskDataModule):
             _check_same_priors(self.kernel, curriculum.kernel)
         self.noise_std = noise_std
         self.x_range = x_range
-        self.min_num_points = min_num_points
-        self.max_num_points = max_num_points
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.num_val_tasks = num_val_tasks
@@ -134,11 +131,16 @@ class GPDataModule(TaskDataModule):
         self.seed = seed
         self.eval_seed = eval_seed
 
+    @property
+    def max_num_points(self) -> int:
+        """N + M of a task stays below."""
+        return self.sizes.max
+
     def training_batch(self, index: int, rank: int = 0) -> Task:
         """The batch of training step `index` on `rank`."""
-        key = (TRAIN, self.seed, rank, index)
+        key = (Part.TRAIN, self.seed, rank, index)
         with seeded(*key):
-            draw = self._draw(self.batch_size)
+            draw = self._draw(self.sizes.draw(self.batch_size))
         if self.curriculum is not None and index < self.curriculum.num_batches:
             progress = index / self.curriculum.num_batches
             with seeded(*key, 1):
@@ -147,21 +149,20 @@ class GPDataModule(TaskDataModule):
                 real = self.kernel.draw(self.batch_size)
             draw.hyperparameters[:] = [torch.lerp(e, r, progress) for e, r in zip(easy, real)]
         task = realise(self.kernel, draw, self.noise_std, with_exact=False)
-        most = self.max_num_points - self.min_num_points - 1
-        return task.pad(most, most) if self.pad else task
+        return task.pad(self.sizes.most_context, self.sizes.most_targets) if self.pad else task
 
-    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
+    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
         """The fixed evaluation tasks of these indices, with their exact answers."""
         draws = []
         for index in indices:
-            with seeded(split, self.eval_seed, index):
-                draws.append(self._draw(1, num_points=self.max_num_points - 1))
+            with seeded(part, self.eval_seed, index):
+                draws.append(self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1))
         return realise(self.kernel, GPDraw.stack(draws), self.noise_std, with_exact=True)
 
     def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
         """A task whose targets lie densely along the first input (the others at 0), in order."""
-        with seeded(FIGURES, self.eval_seed, index):
-            draw = self._draw(1, num_points=self.max_num_points - 1 + num_targets)
+        with seeded(Part.FIGURES, self.eval_seed, index):
+            draw = self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1 + num_targets)
         context = draw.x[:, : int(draw.num_context)]
         grid = context.new_zeros(1, num_targets, self.dim_x)
         grid[..., 0] = torch.linspace(*self.x_range, num_targets, dtype=grid.dtype)
@@ -173,16 +174,21 @@ class GPDataModule(TaskDataModule):
         )
         return realise(self.kernel, dense, self.noise_std, with_exact=True)
 
-    def _draw(self, batch_size: int, num_points: int | None = None) -> GPDraw:
-        """Draw from torch's generator; by default as many points as the tasks need."""
-        num_context, num_target = draw_sizes(self.min_num_points, self.max_num_points)
-        shape = batch_size, num_points or num_context + num_target
+    def _draw(self, split: ContextTargetSplit, num_points: int | None = None) -> GPDraw:
+        """Draw tasks of these sizes from torch's generator.
+
+        Args:
+            split: sizes of the tasks.
+            num_points: points that are drawn for each task; by default those of the largest.
+        """
+        batch_size = len(split.num_context)
+        shape = batch_size, split.num_points if num_points is None else num_points
         x = torch.empty(*shape, self.dim_x, dtype=torch.float64).uniform_(*self.x_range)
         hyperparameters = self.kernel.draw(batch_size)
         white = torch.randn(*shape, self.dim_y, dtype=torch.float64)
         return GPDraw(
-            torch.full([batch_size], num_context),
-            torch.full([batch_size], num_target),
+            split.num_context,
+            split.num_target,
             x,
             hyperparameters,
             white,
@@ -193,13 +199,13 @@ class GPDataModule(TaskDataModule):
         return self._training_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, VALIDATE)
+        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, TEST)
+        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, PREDICT)
+        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
 
 
 def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:

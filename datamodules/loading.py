@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any
 
 import lightning as L
@@ -12,8 +13,20 @@ from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.task import Task
 
-# The first number of every random key: training, and one for each fixed set of tasks.
-TRAIN, VALIDATE, TEST, PREDICT, FIGURES, TEST_UNSEEN = range(6)
+
+class Part(IntEnum):
+    """A part of the data. Its number is the first of every random key of its tasks (`seeded`).
+
+    `FIGURES` are tasks that are drawn for figures alone; `TEST_UNSEEN` are tests on classes that no
+    model was trained on.
+    """
+
+    TRAIN = 0
+    VALIDATE = 1
+    TEST = 2
+    PREDICT = 3
+    FIGURES = 4
+    TEST_UNSEEN = 5
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
@@ -38,7 +51,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """The batch of training step `index` on `rank`."""
 
     @abstractmethod
-    def evaluation_batch(self, indices: range, split: int = TEST) -> Task | EventSequences:
+    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task | EventSequences:
         """The fixed evaluation tasks of these indices."""
 
     def _training_loader(self, steps_per_epoch: int) -> DataLoader:
@@ -50,7 +63,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         batches = _Batches(lambda index: self.training_batch(index, rank), length)
         return _ResumableLoader(batches, self._batches_done, **self._loader_options())
 
-    def _evaluation_loader(self, num_tasks: int, split: int) -> DataLoader:
+    def _evaluation_loader(self, num_tasks: int, part: Part) -> DataLoader:
         """This rank's share of the fixed tasks: every `world_size`-th, none twice, none lost."""
         rank, world_size = self._rank_and_world_size()
         if num_tasks < world_size:
@@ -61,7 +74,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         indices = range(rank, num_tasks, world_size)
         size = self.eval_batch_size
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
-        batches = _Batches(lambda i: self.evaluation_batch(chunks[i], split), len(chunks))
+        batches = _Batches(lambda i: self.evaluation_batch(chunks[i], part), len(chunks))
         return DataLoader(batches, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def seeded(*key: int) -> Iterator[None]:
     """
     generator = torch.default_generator
     state = generator.get_state()
-    digest = hashlib.sha256(repr(key).encode()).digest()
+    digest = hashlib.sha256(repr(tuple(map(int, key))).encode()).digest()
     generator.manual_seed(int.from_bytes(digest[:8], "little"))
     try:
         yield

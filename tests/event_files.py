@@ -7,7 +7,7 @@ import pandas as pd
 
 from datamodules import EventSequenceDataModule
 from datamodules.events.base import EventDataModule
-from datamodules.loading import TEST
+from datamodules.loading import Part
 from npbench import EventSequences
 
 # Times and marks of one sequence.
@@ -31,10 +31,10 @@ def write_text(folder: Path, **parts: list[Events]) -> Path:
     """Text pairs; the parts are named `test_1`, `train_1`, `test_2`, …."""
     folder.mkdir(exist_ok=True)
     for name, sequences in parts.items():
-        split, fold = name.split("_")
+        part, fold = name.split("_")
         for column, kind in enumerate(("time", "event")):
             lines = [" ".join(map(str, sequence[column])) for sequence in sequences]
-            (folder / f"{kind}-{fold}-{split}.txt").write_text("\n".join(lines) + "\n")
+            (folder / f"{kind}-{fold}-{part}.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -91,5 +91,5 @@ def rows(*batches: EventSequences) -> list[tuple[tuple[float, ...], tuple[int, .
     ]
 
 
-def whole(data: EventDataModule, split: int = TEST) -> EventSequences:
-    return data.evaluation_batch(range(len(data.windows(split))), split)
+def whole(data: EventDataModule, part: Part = Part.TEST) -> EventSequences:
+    return data.evaluation_batch(range(len(data.windows(part))), part)

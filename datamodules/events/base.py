@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch.utils.data import DataLoader
 
-from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, TaskDataModule, at_least_one
+from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.events import EventSequences
@@ -166,7 +166,7 @@ class EventDataModule(TaskDataModule):
         at_least_one(batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.batch_size = batch_size
         self.seed = seed
-        self._windows: dict[int, EventWindows] = {}
+        self._windows: dict[Part, EventWindows] = {}
 
     @property
     @abstractmethod
@@ -174,20 +174,23 @@ class EventDataModule(TaskDataModule):
         """Number of kinds of events, K."""
 
     @abstractmethod
-    def _make_windows(self, split: int) -> EventWindows:
+    def _make_windows(self, part: Part) -> EventWindows:
         """`windows`, from files or a process."""
 
-    def windows(self, split: int) -> EventWindows:
-        """The sequences of `TRAIN`, `VALIDATE` or `TEST`; or of `PREDICT`, which are those of the
-        test, also of one event, after which there is something to predict."""
-        if split not in self._windows:
-            self._windows[split] = self._make_windows(split)
-        return self._windows[split]
+    def windows(self, part: Part) -> EventWindows:
+        """The sequences for training, validation or tests.
+
+        Those of `PREDICT` are the test sequences, also those of one event: there is something to
+        predict after it.
+        """
+        if part not in self._windows:
+            self._windows[part] = self._make_windows(part)
+        return self._windows[part]
 
     @property
     def interval_statistics(self) -> IntervalStatistics:
         """Of the training sequences, in the unit of the times."""
-        return self.windows(TRAIN).interval_statistics
+        return self.windows(Part.TRAIN).interval_statistics
 
     def prepare_data(self) -> None:
         """Read the events: first in one process, which leaves downloads to the others.
@@ -199,46 +202,46 @@ class EventDataModule(TaskDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the events, in every process."""
-        for split in (TRAIN, VALIDATE, TEST):
-            self.windows(split)
+        for part in (Part.TRAIN, Part.VALIDATE, Part.TEST):
+            self.windows(part)
 
     def training_batch(self, index: int, rank: int = 0) -> EventSequences:
         """The batch of training step `index` on `rank`."""
         _, world_size = self._rank_and_world_size()
         number, step = divmod(index, self._steps_per_pass())
         size = self.batch_size * world_size
-        windows = self.windows(TRAIN)
+        windows = self.windows(Part.TRAIN)
         together = _batches_of_pass(windows, size, self.seed, number)[step]
         return windows.batch(together[rank::world_size])
 
-    def evaluation_batch(self, indices: range, split: int = TEST) -> EventSequences:
-        """The sequences of these indices, by length, or by their place for `PREDICT`."""
-        windows = self.windows(split)
+    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> EventSequences:
+        """The sequences of these indices, by length, or by their place for `Part.PREDICT`."""
+        windows = self.windows(part)
         rows = np.array(indices)
-        return windows.batch(rows if split == PREDICT else windows.by_length[rows])
+        return windows.batch(rows if part == Part.PREDICT else windows.by_length[rows])
 
     def figure_sequences(self, num_sequences: int = 64, test: bool = False) -> EventSequences:
         """At most so many sequences of all lengths, the longest among them, of the validation or
         the test data."""
-        split = TEST if test else VALIDATE
-        total = len(self.windows(split))
-        return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), split)
+        part = Part.TEST if test else Part.VALIDATE
+        total = len(self.windows(part))
+        return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), part)
 
     def _steps_per_pass(self) -> int:
         _, world_size = self._rank_and_world_size()
-        return max(1, len(self.windows(TRAIN)) // (world_size * self.batch_size))
+        return max(1, len(self.windows(Part.TRAIN)) // (world_size * self.batch_size))
 
     def train_dataloader(self) -> DataLoader:
         return self._training_loader(self._steps_per_pass())
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(VALIDATE)), VALIDATE)
+        return self._evaluation_loader(len(self.windows(Part.VALIDATE)), Part.VALIDATE)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(TEST)), TEST)
+        return self._evaluation_loader(len(self.windows(Part.TEST)), Part.TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(PREDICT)), PREDICT)
+        return self._evaluation_loader(len(self.windows(Part.PREDICT)), Part.PREDICT)
 
 
 @lru_cache(maxsize=2)
@@ -246,7 +249,7 @@ def _batches_of_pass(
     windows: EventWindows, size: int, seed: int, number: int
 ) -> Int64[np.ndarray, "steps size"]:
     """The windows of each batch; windows come again only where they would not fill one batch."""
-    with seeded(TRAIN, seed, number):
+    with seeded(Part.TRAIN, seed, number):
         steps = max(1, len(windows) // size)
         order = np.resize(torch.randperm(len(windows)).numpy(), steps * size)
         for start in range(0, len(order), _POOL * size):

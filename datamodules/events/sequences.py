@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from datamodules.events.formats.event_table import (
     Vocabulary,
     first_true,
 )
-from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
 
 
@@ -44,8 +43,8 @@ class EventSequenceDataModule(EventDataModule):
 
     Marks become 0, 1, … in the order of the vocabulary: all that the file announces
     (`dim_process`), or else those of the training sequences, in order, before a share of them is
-    held out. The vocabulary goes with checkpoints; `EventPrediction` keeps that of its training,
-    and sets that of any data module that it is given later.
+    held out. `EventPrediction` keeps the vocabulary of its training, in its checkpoints too, and
+    sets it in every data module that it is given later.
 
     Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
     the number of its line, the event's place in it, the time on its clock, and marks as they are.
@@ -154,7 +153,7 @@ class EventSequenceDataModule(EventDataModule):
             table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
                 windows' numbers, clocks and the marks' indices; null where the event is unknown.
         """
-        windows, labels = self.windows(PREDICT), pa.array(self._read[1][TEST].labels)
+        windows, labels = self.windows(Part.PREDICT), pa.array(self._read[1][Part.TEST].labels)
         is_last = np.diff(windows.sequence, append=-1) != 0
         known = pc.is_valid(table["time"]).to_numpy()
         table = table.filter(pa.array(known | is_last[table["sequence"].to_numpy()]))
@@ -170,28 +169,23 @@ class EventSequenceDataModule(EventDataModule):
             table = table.set_column(table.schema.get_field_index(name), name, column)
         return table
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"vocabulary": self.vocabulary}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.vocabulary = state_dict["vocabulary"]
-
     @cached_property
-    def _read(self) -> tuple[Vocabulary, dict[int, EventTable]]:
-        """The vocabulary, and the sequences of each split, with marks as the data have them."""
-        found = {
-            split: table.mended(self.on_disorder, self.on_duplicates)
-            for split, table in read_events(self.path, self.format, self.fold, self.columns).items()
+    def _read(self) -> tuple[Vocabulary, dict[Part, EventTable]]:
+        """The vocabulary, and the sequences of each part, with marks as the data have them."""
+        found = read_events(self.path, self.format, self.fold, self.columns)
+        if isinstance(found, EventTable):
+            whole = found.mended(self.on_disorder, self.on_duplicates)
+            test, others = whole.split_off(self.test_share)
+            val, train = others.split_off(self.test_share + self.val_share)
+            return whole.vocabulary, {Part.TRAIN: train, Part.VALIDATE: val, Part.TEST: test}
+        parts = {
+            part: table.mended(self.on_disorder, self.on_duplicates)
+            for part, table in found.items()
         }
-        vocabulary = found["all" if "all" in found else "train"].vocabulary
-        if "all" in found:
-            whole = found.pop("all")
-            found["test"], found["train"] = whole.split_off(self.test_share)
-            share = self.test_share + self.val_share
-            found["val"], found["train"] = found["train"].split_off(share)
-        elif "val" not in found:
-            found["val"], found["train"] = found["train"].split_off(self.val_share)
-        return vocabulary, {TRAIN: found["train"], VALIDATE: found["val"], TEST: found["test"]}
+        vocabulary = parts[Part.TRAIN].vocabulary
+        if Part.VALIDATE not in parts:
+            parts[Part.VALIDATE], parts[Part.TRAIN] = parts[Part.TRAIN].split_off(self.val_share)
+        return vocabulary, parts
 
     def prepare_data(self) -> None:
         """Read the files: first in one process, which leaves downloads to the others."""
@@ -212,10 +206,10 @@ class EventSequenceDataModule(EventDataModule):
         self.setup()  # what is wrong with the test data shows before the training
         return super().train_dataloader()
 
-    def _make_windows(self, split: int) -> EventWindows:
+    def _make_windows(self, part: Part) -> EventWindows:
         owner = "the training sequences" if self._given is None else "the model"
-        part = TEST if split == PREDICT else split
-        table, marks = self._read[1][part].indexed(self.vocabulary, self.unknown_marks, owner)
+        held = Part.TEST if part == Part.PREDICT else part
+        table, marks = self._read[1][held].indexed(self.vocabulary, self.unknown_marks, owner)
         end = self.end
         if end is not None:
             if (event := first_true(table.times > end)) is not None:
@@ -225,12 +219,12 @@ class EventSequenceDataModule(EventDataModule):
                 )
             end = end / self.time_unit
         times = table.times / self.time_unit
-        least = 2 if end is None and split != PREDICT else 1
+        least = 2 if end is None and part != Part.PREDICT else 1
         windows = EventWindows.cut(times, marks, table.lengths, self.max_length, end, least)
         if not len(windows):
-            purpose = {TRAIN: "training", VALIDATE: "validation", TEST: "testing"}[part]
+            purposes = {Part.TRAIN: "training", Part.VALIDATE: "validation", Part.TEST: "testing"}
             raise InputError(
-                f"{self.path} has {len(table)} sequences for {purpose}, none of two events or "
-                f"more; add some, or change val_share or test_share"
+                f"{self.path} has {len(table)} sequences for {purposes[held]}, none of two events "
+                f"or more; add some, or change val_share or test_share"
             )
         return windows

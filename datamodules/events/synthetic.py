@@ -7,7 +7,7 @@ import torch
 
 from datamodules.events.base import EventDataModule, EventWindows
 from datamodules.events.point_processes import PointProcess
-from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import Part, at_least_one
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 
@@ -75,16 +75,20 @@ class SyntheticEventDataModule(EventDataModule):
     def num_marks(self) -> int:
         return self.process.num_marks
 
-    def _make_windows(self, split: int) -> EventWindows:
-        if split == PREDICT:
-            return self.windows(TEST)
-        number = {TRAIN: self.num_train, VALIDATE: self.num_val, TEST: self.num_test}[split]
-        seed = self.seed if split == TRAIN else self.eval_seed
+    def _make_windows(self, part: Part) -> EventWindows:
+        if part == Part.PREDICT:
+            return self.windows(Part.TEST)
+        number = {
+            Part.TRAIN: self.num_train,
+            Part.VALIDATE: self.num_val,
+            Part.TEST: self.num_test,
+        }[part]
+        seed = self.seed if part == Part.TRAIN else self.eval_seed
         times, marks, exact, lengths = [], [], [], []
         number_of_events = self.num_events if self.end is None else None
         for block in range(-(-number // _TOGETHER)):
             # The −1 tells these keys from those of the order of a pass.
-            with seeded(split, seed, -1, block):
+            with seeded(part, seed, -1, block):
                 drawn = self.process.sample(_TOGETHER, number_of_events, self.end)
             wanted = drawn.mask.clone()
             wanted[number - block * _TOGETHER :] = False

@@ -13,17 +13,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.gaussian_process import outliers
 from datamodules.images.pixels import PixelDraw, images_to_task
-from datamodules.loading import (
-    FIGURES,
-    PREDICT,
-    TEST,
-    TEST_UNSEEN,
-    TRAIN,
-    VALIDATE,
-    TaskDataModule,
-    at_least_one,
-)
-from datamodules.sampling import check_sizes, draw_sizes
+from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.task import Task
@@ -92,40 +83,40 @@ class ImageDataModule(TaskDataModule):
         at_least_one(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
-            min_num_points=min_num_points,
             num_predict_tasks=num_predict_tasks,
         )
         if num_test_tasks is not None:
             at_least_one(num_test_tasks=num_test_tasks)
-        check_sizes(min_num_points, max_num_points)
+        self.sizes = TaskSizes(min_num_points, max_num_points, max_num_targets, vary=vary_sizes)
         if max_num_points > num_pixels:
             raise InputError(
                 f"max_num_points={max_num_points} exceeds the {num_pixels} pixels of an image"
             )
-        if max_num_targets is not None and max_num_targets < min_num_points:
-            raise InputError(
-                f"max_num_targets={max_num_targets} must not be below "
-                f"min_num_points={min_num_points}"
-            )
         self.num_pixels = num_pixels
         self.batch_size = batch_size
-        self.min_num_points = min_num_points
-        self.max_num_points = max_num_points
-        self.max_num_targets = max_num_targets
-        self.vary_sizes = vary_sizes
         self.num_test_tasks = num_test_tasks
         self.num_predict_tasks = num_predict_tasks
         self.t_noise = t_noise
         self.seed = seed
         self.eval_seed = eval_seed
 
+    @property
+    def max_num_points(self) -> int:
+        """N + M of a task stays below."""
+        return self.sizes.max
+
+    @property
+    def max_num_targets(self) -> int | None:
+        """Most targets of a training task, if they are bounded."""
+        return self.sizes.max_targets
+
     @abstractmethod
-    def _read_images(self) -> dict[int, ImageSet]:
+    def _read_images(self) -> dict[Part, ImageSet]:
         """`image_sets`, from files."""
 
     @cached_property
-    def image_sets(self) -> dict[int, ImageSet]:
-        """The images of `TRAIN`, `VALIDATE` and `TEST`, and perhaps of `TEST_UNSEEN`."""
+    def image_sets(self) -> dict[Part, ImageSet]:
+        """The images for training, validation and tests, and perhaps for `TEST_UNSEEN`."""
         return self._read_images()
 
     def prepare_data(self) -> None:
@@ -142,28 +133,24 @@ class ImageDataModule(TaskDataModule):
 
     def training_batch(self, index: int, rank: int = 0) -> Task:
         """The batch of training step `index` on `rank`."""
-        images = self.image_sets[TRAIN]
+        images = self.image_sets[Part.TRAIN]
         _, world_size = self._rank_and_world_size()
         first = (index * world_size + rank) * self.batch_size
         places = range(first, first + self.batch_size)
-        with seeded(TRAIN, self.seed, rank, index):
-            if self.vary_sizes:
-                sizes = [self._draw_sizes() for _ in places]
-            else:
-                sizes = [self._draw_sizes()] * self.batch_size
-            draw = self._draw(sizes)
+        with seeded(Part.TRAIN, self.seed, rank, index):
+            draw = self._draw(self.sizes.draw(self.batch_size))
         return images_to_task(images[_shuffled(places, len(images), self.seed)], draw)
 
-    def evaluation_batch(self, indices: range, split: int = TEST) -> Task:
-        """The fixed evaluation tasks of these indices, those of `PREDICT` with all targets."""
+    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
+        """The fixed evaluation tasks of these indices, those of `Part.PREDICT` with all targets."""
         draws = []
         for index in indices:
-            with seeded(split, self.eval_seed, index):
-                num_context, num_target = draw_sizes(self.min_num_points, self.max_num_points)
-                if split == PREDICT:
-                    num_target = self.num_pixels - num_context
-                draws.append(self._draw([(num_context, num_target)]))
-        images = self.image_sets[TEST if split == PREDICT else split]
+            with seeded(part, self.eval_seed, index):
+                sizes = self.sizes.evaluation.draw(1)
+                if part == Part.PREDICT:
+                    sizes = self._all_others(sizes.num_context)
+                draws.append(self._draw(sizes))
+        images = self.image_sets[Part.TEST if part == Part.PREDICT else part]
         return images_to_task(images[indices], PixelDraw.stack(draws))
 
     def completion_task(self, index: int = 0, num_context: int = 50) -> Task:
@@ -180,44 +167,49 @@ class ImageDataModule(TaskDataModule):
                 f"num_context={num_context} must be 1 or more, and below the {self.num_pixels} "
                 f"pixels of an image"
             )
-        kinds = [self.image_sets[kind] for kind in (TEST, TEST_UNSEEN) if kind in self.image_sets]
+        kinds = [
+            self.image_sets[kind]
+            for kind in (Part.TEST, Part.TEST_UNSEEN)
+            if kind in self.image_sets
+        ]
         images, place = kinds[index % len(kinds)], index // len(kinds)
-        with seeded(FIGURES, self.eval_seed, index):
-            draw = self._draw([(num_context, self.num_pixels - num_context)])
+        with seeded(Part.FIGURES, self.eval_seed, index):
+            draw = self._draw(self._all_others(torch.tensor([num_context])))
         return images_to_task(images[[place % len(images)]], draw)
 
-    def _draw_sizes(self) -> tuple[int, int]:
-        return draw_sizes(self.min_num_points, self.max_num_points, self.max_num_targets)
+    def _all_others(self, num_context: Int[Tensor, "batch"]) -> ContextTargetSplit:
+        """The sizes of tasks whose targets are all pixels that are not in the context."""
+        return ContextTargetSplit(num_context, self.num_pixels - num_context)
 
-    def _draw(self, sizes: list[tuple[int, int]]) -> PixelDraw:
-        """The pixels and the noise of tasks of these sizes, from torch's generator."""
-        num_context, num_target = torch.tensor(sizes).unbind(-1)
-        key = torch.randint(2**63 - 1, [len(sizes)])
+    def _draw(self, sizes: ContextTargetSplit) -> PixelDraw:
+        """Draw the pixels and the noise of tasks of these sizes from torch's generator."""
+        batch_size = len(sizes.num_context)
+        key = torch.randint(2**63 - 1, [batch_size])
         noise = None
         if self.t_noise is not None:
-            channels = self.image_sets[TEST].array.shape[1]
-            most = max(self.max_num_points, max(sum(size) for size in sizes))
-            noise = outliers(torch.Size([len(sizes), most, channels]), self.t_noise)
-        return PixelDraw(num_context, num_target, key, noise)
+            channels = self.image_sets[Part.TEST].array.shape[1]
+            most = max(self.sizes.max, sizes.num_points)
+            noise = outliers(torch.Size([batch_size, most, channels]), self.t_noise)
+        return PixelDraw(sizes.num_context, sizes.num_target, key, noise)
 
     def train_dataloader(self) -> DataLoader:
         _, world_size = self._rank_and_world_size()
-        steps = len(self.image_sets[TRAIN]) // (world_size * self.batch_size)
+        steps = len(self.image_sets[Part.TRAIN]) // (world_size * self.batch_size)
         return self._training_loader(max(1, steps))
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.image_sets[VALIDATE]), VALIDATE)
+        return self._evaluation_loader(len(self.image_sets[Part.VALIDATE]), Part.VALIDATE)
 
     def test_dataloader(self) -> DataLoader | dict[str, DataLoader]:
-        return self._test_loader(TEST)
+        return self._test_loader(Part.TEST)
 
     def predict_dataloader(self) -> DataLoader:
-        number = min(self.num_predict_tasks, len(self.image_sets[TEST]))
-        return self._evaluation_loader(number, PREDICT)
+        number = min(self.num_predict_tasks, len(self.image_sets[Part.TEST]))
+        return self._evaluation_loader(number, Part.PREDICT)
 
-    def _test_loader(self, split: int) -> DataLoader:
-        number = len(self.image_sets[split])
-        return self._evaluation_loader(min(number, self.num_test_tasks or number), split)
+    def _test_loader(self, part: Part) -> DataLoader:
+        number = len(self.image_sets[part])
+        return self._evaluation_loader(min(number, self.num_test_tasks or number), part)
 
 
 def _shuffled(places: range, num_images: int, seed: int) -> Int[np.ndarray, "batch"]:
@@ -229,5 +221,5 @@ def _shuffled(places: range, num_images: int, seed: int) -> Int[np.ndarray, "bat
 
 @lru_cache(maxsize=2)
 def _order_of_pass(num_images: int, seed: int, number: int) -> Int[np.ndarray, "images"]:
-    with seeded(TRAIN, seed, number):
+    with seeded(Part.TRAIN, seed, number):
         return torch.randperm(num_images).numpy()

@@ -7,7 +7,7 @@ from torchvision.datasets import CelebA
 
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
-from datamodules.loading import TEST, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
 
 # Of the paper, by resolution: N + M stays below, and the most targets of a training task.
@@ -113,7 +113,7 @@ class CelebADataModule(ImageDataModule):
             _download(self.root)
         super().prepare_data()
 
-    def _read_images(self) -> dict[int, ImageSet]:
+    def _read_images(self) -> dict[Part, ImageSet]:
         if missing := self._missing():
             raise FileNotFoundError(
                 f"{self._folder} lacks {', '.join(missing)}: set download to true, or get the "
@@ -140,11 +140,11 @@ class CelebADataModule(ImageDataModule):
         )
         held_out = self._held_out(partition, person)
         rows = {
-            TRAIN: np.flatnonzero((partition != 2) & ~np.isin(person, person[held_out])),
-            VALIDATE: held_out,
-            TEST: np.flatnonzero(partition == 2),
+            Part.TRAIN: np.flatnonzero((partition != 2) & ~np.isin(person, person[held_out])),
+            Part.VALIDATE: held_out,
+            Part.TEST: np.flatnonzero(partition == 2),
         }
-        for kind, name in ((TRAIN, "train on"), (TEST, "test on")):
+        for kind, name in ((Part.TRAIN, "train on"), (Part.TEST, "test on")):
             if not len(rows[kind]):
                 raise InputError(f"{self._folder / _PARTITION} leaves no picture to {name}")
         return {kind: ImageSet(cache.images, chosen) for kind, chosen in rows.items()}

@@ -8,7 +8,7 @@ from torchvision.datasets import EMNIST
 
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.idx import find_idx, read_idx
-from datamodules.loading import TEST, TEST_UNSEEN, TRAIN, VALIDATE, at_least_one
+from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
 
 _NUM_CLASSES = 47
@@ -99,10 +99,10 @@ class EMNISTDataModule(ImageDataModule):
 
     def test_dataloader(self) -> dict[str, DataLoader]:
         """Of the classes trained on ("seen") and the others ("unseen"), if there are any."""
-        names = {"seen": TEST, "unseen": TEST_UNSEEN}
+        names = {"seen": Part.TEST, "unseen": Part.TEST_UNSEEN}
         return {n: self._test_loader(kind) for n, kind in names.items() if kind in self.image_sets}
 
-    def _read_images(self) -> dict[int, ImageSet]:
+    def _read_images(self) -> dict[Part, ImageSet]:
         if missing := self._missing():
             raise FileNotFoundError(
                 f"{self._folder} lacks {', '.join(missing)}: set download to true, or unpack "
@@ -124,10 +124,10 @@ class EMNISTDataModule(ImageDataModule):
                 f"no test image is of classes {self.class_range[0]}–{self.class_range[1] - 1}"
             )
         sets = {
-            TRAIN: ImageSet(train, rows[~held_out]),
-            VALIDATE: ImageSet(train, rows[held_out]),
-            TEST: ImageSet(test, np.flatnonzero(seen)),
-            TEST_UNSEEN: ImageSet(test, np.flatnonzero(~seen)),
+            Part.TRAIN: ImageSet(train, rows[~held_out]),
+            Part.VALIDATE: ImageSet(train, rows[held_out]),
+            Part.TEST: ImageSet(test, np.flatnonzero(seen)),
+            Part.TEST_UNSEEN: ImageSet(test, np.flatnonzero(~seen)),
         }
         return {kind: images for kind, images in sets.items() if len(images)}
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from datamodules.images.base import ImageDataModule, ImageSet
 from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
-from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.loading import Part
 from datamodules.seeding import uniform_hash
 from npbench.errors import InputError
 
@@ -96,7 +96,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.on_corrupt = on_corrupt
         self.cache_dir = self.root / "npbench-cache" if cache_dir is None else Path(cache_dir)
 
-    def _read_images(self) -> dict[int, ImageSet]:
+    def _read_images(self) -> dict[Part, ImageSet]:
         if not self.root.is_dir():
             raise FileNotFoundError(f"there is no folder {self.root}; put pictures there")
         files = {
@@ -117,15 +117,15 @@ class ImageFolderDataModule(ImageDataModule):
         )
         place = np.array([uniform_hash(name) for name in cache.names])
         below = {
-            TEST: place < self.test_share,
-            VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
-            TRAIN: place >= self.test_share + self.val_share,
+            Part.TEST: place < self.test_share,
+            Part.VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
+            Part.TRAIN: place >= self.test_share + self.val_share,
         }
         sets = {
             kind: ImageSet(cache.images, np.flatnonzero(is_in)) for kind, is_in in below.items()
         }
         if not all(len(images) for images in sets.values()):
-            counts = [len(sets[kind]) for kind in (TRAIN, VALIDATE, TEST)]
+            counts = [len(sets[kind]) for kind in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
             raise InputError(
                 f"the {len(place)} pictures in {self.root} come apart into {counts} for training, "
                 f"validation and testing; each takes 1 or more: add pictures, or change val_share "

@@ -65,7 +65,8 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
         (torch.Size([16, 50, 2]), torch.Size([16, 100, 3]))
     """
     height, width = images.shape[-2:]
-    num_points = int((draw.num_context + draw.num_target).max())
+    split = ContextTargetSplit(draw.num_context, draw.num_target)
+    num_points = split.num_points
     if num_points > height * width:
         raise InputError(f"a task of {num_points} points does not fit into {height}×{width} pixels")
     pixel = pixel_order(draw.key.to(images.device), height * width, num_points)
@@ -74,7 +75,6 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
     y = _LEVELS.to(images.device)[value.int()]
     if draw.noise is not None:
         y = y + draw.noise[:, :num_points].to(y)
-    split = ContextTargetSplit(draw.num_context, draw.num_target)
     return Task(
         *(half(values) for half in (split.context, split.targets) for values in (x, y)),
         split.context_mask,

@@ -18,6 +18,7 @@ from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import KolmogorovSmirnov
 from npbench.models import EventModel
+from npbench.offers import KnownProcess, OffersFigureSequences, OffersProcess
 
 Compensator = Callable[[EventSequences], Tensor]
 
@@ -34,9 +35,9 @@ class EventFigures(FigureCallback):
     """After validation, draws the model's intensity, its intervals and their calibration.
 
     See `event_figure`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data
-    module says what to draw: `figure_sequences(test=…)`, an `EventSequences` of the validation data
-    or of the test data; if it has a `process` whose `compensator` is known, that process's
-    intensity is drawn too. Where they have no event to predict, nothing is drawn.
+    module says what to draw: see `npbench.offers.OffersFigureSequences`. If it offers the process
+    that made the events (`OffersProcess`), the intensity of that process is drawn too. Where the
+    sequences have no event to predict, nothing is drawn.
 
     Args:
         every_n_validations: how often to draw.
@@ -48,12 +49,15 @@ class EventFigures(FigureCallback):
         super().__init__("events", every_n_validations)
 
     def figure(self, trainer: L.Trainer, model: EventModel) -> Figure | None:
-        sequences = self._from_data_module(trainer, "figure_sequences")(test=trainer.testing)
+        data = self._data_module(trainer, OffersFigureSequences)
+        sequences = data.figure_sequences(test=trainer.testing)
         if not sequences.num_predicted:
             return None
-        process = getattr(trainer.datamodule, "process", None)
+        known = isinstance(data, OffersProcess) and isinstance(data.process, KnownProcess)
         device = next(model.parameters()).device
-        return event_figure(model, sequences.to(device), getattr(process, "compensator", None))
+        return event_figure(
+            model, sequences.to(device), data.process.compensator if known else None
+        )
 
 
 def event_figure(

@@ -13,6 +13,7 @@ from torch import Tensor
 from npbench.callbacks.recording import FigureCallback, undisturbed
 from npbench.errors import InputError
 from npbench.models.contracts.process import NeuralProcess
+from npbench.offers import OffersCompletionTask
 from npbench.task import Task
 
 _KINDS = ("context", "mean", "standard\ndeviation", "sample", "truth")
@@ -28,8 +29,8 @@ class ImageFigures(FigureCallback):
     One column for each image and size of context, and in it: the context, the model's mean and
     standard deviation, a sample (of an autoregressive model one block of pixels after another), and
     the truth. Pixels of the context are known, and shown as they are. To TensorBoard, and as
-    `figures/step-….png` in the run's folder. The data module says what to draw:
-    `completion_task(index, num_context)`, a `Task` of all pixels of an image.
+    `figures/step-….png` in the run's folder. The data module says what to draw: see
+    `npbench.offers.OffersCompletionTask`.
 
     Args:
         num_images: images in the figure.
@@ -56,14 +57,14 @@ class ImageFigures(FigureCallback):
         self.context_sizes = context_sizes
 
     def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
-        completion_task = self._from_data_module(trainer, "completion_task")
+        data = self._data_module(trainer, OffersCompletionTask)
         sizes = self.context_sizes
         if sizes is None:
-            most = trainer.datamodule.max_num_points
+            most = data.max_num_points
             sizes = [max(1, most // 20), most // 5, most // 2, most - 4]
         device = next(model.parameters()).device
         tasks = [
-            [completion_task(index, size).to(device) for size in sizes]
+            [data.completion_task(index, size).to(device) for size in sizes]
             for index in range(self.num_images)
         ]
         return completion_figure(model, tasks)

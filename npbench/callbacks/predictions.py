@@ -8,6 +8,7 @@ import lightning as L
 import pyarrow as pa
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from npbench.offers import OffersNamedPredictions
 from npbench.tables import TableWriter
 from npbench.training.base import TrainingModule
 
@@ -17,8 +18,9 @@ class PredictionWriter(BasePredictionWriter):
 
     What a row holds, the module that predicts says: `MetaRegression.prediction_table` of each
     target, `EventPrediction.prediction_table` of each event. A data module whose data have names of
-    their own puts them in, by `named_predictions`. With several processes each writes its own file,
-    `predictions-rank1.parquet` and so on, of every so many tasks or sequences.
+    their own puts them in (`npbench.offers.OffersNamedPredictions`). With several
+    processes each writes its own file, `predictions-rank1.parquet` and so on, of every so many
+    tasks or sequences.
 
     Args:
         path: the file; by default `predictions.parquet` in the run's folder.
@@ -52,8 +54,8 @@ class PredictionWriter(BasePredictionWriter):
         numbers = self._read + table.column(0).to_numpy()
         numbers = trainer.global_rank + trainer.world_size * numbers
         table = table.set_column(0, name, pa.array(numbers))
-        named = getattr(trainer.datamodule, "named_predictions", None)
-        table = named(table) if named else table
+        if isinstance(trainer.datamodule, OffersNamedPredictions):
+            table = trainer.datamodule.named_predictions(table)
         self._writer.write(table)
         self._read += batch.batch_size
         self._written += len(table)

@@ -1,10 +1,10 @@
 """Figures into TensorBoard and files, without a trace in training."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 
 from npbench.errors import InputError
 from npbench.models.contracts.process import evaluating
+
+Offer = TypeVar("Offer")
 
 MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
@@ -62,15 +64,19 @@ class FigureCallback(L.Callback, ABC):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.tag, figure, trainer.global_step)
 
-    def _from_data_module(self, trainer: L.Trainer, name: str) -> Callable[..., Any]:
-        """The method of the data module that says what to draw."""
-        method = getattr(trainer.datamodule, name, None)
-        if method is None:
+    def _data_module(self, trainer: L.Trainer, offer: type[Offer]) -> Offer:
+        """The data module of a run, which must offer what to draw.
+
+        Raises:
+            InputError: if it does not make the offer, a protocol of `npbench.offers`.
+        """
+        if not isinstance(trainer.datamodule, offer):
+            names = " and ".join(name for name in vars(offer) if not name.startswith("_"))
             raise InputError(
-                f"{type(self).__name__} needs a data module with {name}; "
-                f"{type(trainer.datamodule).__name__} has none"
+                f"{type(self).__name__} needs a data module with {names}; "
+                f"{type(trainer.datamodule).__name__} does not offer it (see npbench.offers)"
             )
-        return method
+        return trainer.datamodule
 
 
 @contextmanager

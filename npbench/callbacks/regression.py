@@ -11,6 +11,7 @@ from torch import Tensor
 from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
 from npbench.errors import InputError
 from npbench.models.contracts.process import Evaluation, NeuralProcess
+from npbench.offers import OffersFigureTask
 from npbench.task import Task
 
 
@@ -19,8 +20,7 @@ class PosteriorFigures(FigureCallback):
 
     One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
     right those of the process that made the task. To TensorBoard, and as `figures/step-….png` in
-    the run's folder. The data module says what to draw: `figure_task(index)`, a `Task` whose
-    targets lie in order along the first input.
+    the run's folder. The data module says what to draw: see `npbench.offers.OffersFigureTask`.
 
     Args:
         num_tasks: rows of the figure.
@@ -37,8 +37,8 @@ class PosteriorFigures(FigureCallback):
         self.num_tasks = num_tasks
 
     def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
-        figure_task = self._from_data_module(trainer, "figure_task")
-        tasks = [figure_task(index) for index in range(self.num_tasks)]
+        data = self._data_module(trainer, OffersFigureTask)
+        tasks = [data.figure_task(index) for index in range(self.num_tasks)]
         device = next(model.parameters()).device
         return posterior_figure([model], [task.to(device) for task in tasks])
 

@@ -15,6 +15,12 @@ from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import EventMetrics
 from npbench.models.contracts.events import EventModel
+from npbench.offers import (
+    OffersIntervalStatistics,
+    OffersNumMarks,
+    OffersVocabulary,
+    Vocabulary,
+)
 from npbench.training.base import TrainingModule
 
 
@@ -41,14 +47,15 @@ class EventPrediction(TrainingModule):
     each for itself: `test/nll/NAME`.
 
     Training from scratch begins with the units of the training data: the data module's
-    `interval_statistics`, with `mean`, `log_mean` and `log_std` of the training intervals, go to
-    `EventModel.set_time_scale`. A model that has units already keeps them: of a checkpoint that is
-    resumed or tested, of one that is loaded and trained on other data, and those set by hand. Its
-    weights mean something in these units only. Without a data module the units are the model's.
+    `interval_statistics` go to `EventModel.set_time_scale`. A model that has units already keeps
+    them: of a checkpoint that is resumed or tested, of one that is loaded and trained on other
+    data, and those set by hand. Its weights mean something in these units only. Without a data
+    module the units are the model's.
 
-    So do marks: where the data module has a `vocabulary`, the module keeps that of its training in
-    `vocabulary`, checkpoints too, and data modules count marks by it from then on; until it is set
-    to None.
+    Marks keep their meaning too: where the data module has a `vocabulary`, this module keeps that
+    of its training in `vocabulary`, saves it in its checkpoints, and sets it in every data module
+    that it is given later. Set it to None to count marks by the data's own again. `npbench.offers`
+    lists all that a data module may offer.
 
     Args:
         model: with as many marks as the data.
@@ -83,7 +90,7 @@ class EventPrediction(TrainingModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps)
-        self.vocabulary: list[int] | list[str] | None = None
+        self.vocabulary: Vocabulary | None = None
 
     def forward(self, sequences: EventSequences) -> NextEvent:
         return self.model(sequences)
@@ -93,8 +100,8 @@ class EventPrediction(TrainingModule):
         if stage != "fit" or self._has_units():
             return
         # A checkpoint is restored after this, and brings its own units.
-        statistics = getattr(self.trainer.datamodule, "interval_statistics", None)
-        if statistics is not None:
+        if isinstance(self.trainer.datamodule, OffersIntervalStatistics):
+            statistics = self.trainer.datamodule.interval_statistics
             self.model.set_time_scale(statistics.mean, statistics.log_mean, statistics.log_std)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -112,7 +119,8 @@ class EventPrediction(TrainingModule):
 
     def on_fit_start(self) -> None:
         self._check_marks()
-        self.vocabulary = getattr(self.trainer.datamodule, "vocabulary", None)
+        data = self.trainer.datamodule
+        self.vocabulary = data.vocabulary if isinstance(data, OffersVocabulary) else None
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
@@ -180,17 +188,23 @@ class EventPrediction(TrainingModule):
         return metrics.update(sequences, self.model.evaluate(sequences))
 
     def _hand_over_vocabulary(self) -> None:
-        datamodule = getattr(self._trainer, "datamodule", None)
-        if self.vocabulary is not None and hasattr(datamodule, "vocabulary"):
-            datamodule.vocabulary = self.vocabulary
+        """Tell the data module of the run by which vocabulary it counts marks.
+
+        `setup` does so for a module that was loaded before the run. The trainer restores a
+        checkpoint after `setup`, and before it asks for the first batch: `on_load_checkpoint` does
+        so then.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        if self.vocabulary is not None and isinstance(data, OffersVocabulary):
+            data.vocabulary = self.vocabulary
 
     def _check_marks(self) -> None:
         """Once a checkpoint is restored, which tells the data module its vocabulary."""
-        theirs = getattr(self.trainer.datamodule, "num_marks", self.model.num_marks)
-        if theirs != self.model.num_marks:
+        data = self.trainer.datamodule
+        if isinstance(data, OffersNumMarks) and data.num_marks != self.model.num_marks:
             raise InputError(
-                f"the data has {theirs} marks, the model num_marks={self.model.num_marks}; set the "
-                f"model's num_marks to {theirs}"
+                f"the data has {data.num_marks} marks, the model num_marks={self.model.num_marks}; "
+                f"set the model's num_marks to {data.num_marks}"
             )
 
     def _has_units(self) -> bool:

@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal, Normal
 from datamodules import Curriculum, GPDataModule
 from datamodules.gaussian_process import GPDraw, realise
 from datamodules.kernels import Product, RandomKernel, SquaredUniformPrior, released_rbf
+from datamodules.loading import Part
 from npbench import Exact, Task
 
 
@@ -250,6 +251,117 @@ def test_outliers_are_added_with_heavy_tails() -> None:
     assert plain.evaluation_batch(range(2)).exact is not None
     assert contaminated.evaluation_batch(range(2)).exact is None
     assert contaminated.figure_task().exact is None
+
+
+# Batches whose tasks differ in size
+
+
+def mask_sizes(batch: Task) -> list[tuple[int, int]]:
+    return [sizes(task) for task in single_tasks(batch)]
+
+
+def test_tasks_of_varied_sizes_have_the_law_of_single_ones() -> None:
+    """With at least 3 and, together, less than 10: N in 3…6, M in 3…9 − N."""
+    data = GPDataModule(max_num_points=10, batch_size=400, vary_sizes=True)
+    drawn = mask_sizes(data.training_batch(0))
+    allowed = {(n, m) for n in range(3, 7) for m in range(3, 10 - n)}
+    assert set(drawn) == allowed
+    for n, m in allowed:
+        probability = 1 / 4 / (7 - n)
+        standard_error = (probability * (1 - probability) / 400) ** 0.5
+        assert abs(drawn.count((n, m)) / 400 - probability) < 4 * standard_error
+
+
+@pytest.mark.parametrize("t_noise", [None, 0.1])
+@pytest.mark.parametrize("pad", [False, True])
+def test_the_loss_of_varied_tasks_is_the_mean_of_theirs(pad: bool, t_noise: float | None) -> None:
+    data = GPDataModule(batch_size=5, vary_sizes=True, pad=pad, t_noise=t_noise)
+    model = small_cmanp()
+    batch = data.training_batch(0)
+    alone = torch.stack([model.loss(task) for task in single_tasks(batch)])
+    assert_close(model.loss(batch), alone.mean())
+    if pad:
+        assert sizes(batch) == (46, 46)
+
+
+@pytest.mark.parametrize("vary_sizes", [False, True])
+@pytest.mark.parametrize("pad", [False, True])
+def test_the_number_of_targets_may_be_fixed(vary_sizes: bool, pad: bool) -> None:
+    data = GPDataModule(
+        max_num_points=10, batch_size=30, vary_sizes=vary_sizes, num_targets=12, pad=pad
+    )
+    contexts = []
+    for index in range(30):
+        batch = data.training_batch(index)
+        drawn = mask_sizes(batch)
+        assert {m for _, m in drawn} == {12}
+        assert (len({n for n, _ in drawn}) > 1) == vary_sizes
+        assert (batch.context_mask is None) == (not pad and not vary_sizes)
+        contexts += [n for n, _ in drawn]
+        if pad:
+            assert sizes(batch) == (6, 12)
+    assert set(contexts) == {3, 4, 5, 6}
+
+
+def test_varied_tasks_follow_a_curriculum(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = seen_draws(monkeypatch)
+    curriculum = Curriculum(easy_rbf(), 8)
+    for vary_sizes in (False, True):
+        GPDataModule(batch_size=50, vary_sizes=vary_sizes, curriculum=curriculum).training_batch(2)
+    together, varied = (draw.hyperparameters for draw in draws)
+    assert all(torch.equal(one, other) for one, other in zip(together, varied, strict=True))
+    assert len(draws[1].num_context.unique()) > 10
+
+
+def test_how_tasks_are_trained_on_does_not_touch_evaluation() -> None:
+    plain = GPDataModule()
+    changed = GPDataModule(vary_sizes=True, num_targets=7, pad=True)
+    for part in (Part.VALIDATE, Part.TEST, Part.PREDICT):
+        assert_same_record(
+            changed.evaluation_batch(range(4), part), plain.evaluation_batch(range(4), part)
+        )
+    assert_same_record(changed.figure_task(1), plain.figure_task(1))
+
+
+# What release 0.1.0 drew, which every later release must draw
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "first_context", "first_target"),
+    [
+        (
+            "training",
+            (20, 16),
+            [-1.97191823, 0.283530891, -0.688758552],
+            [-0.4890311, -0.312176, -0.1798325],
+        ),
+        (
+            "validation",
+            (30, 16),
+            [-1.78276765, 0.46927771, 0.938083172],
+            [-0.02137561, -0.650459, 0.08004589],
+        ),
+        (
+            "test",
+            (37, 8),
+            [1.05332971, -0.7068699, -0.248976976],
+            [0.02651266, 0.1926054, -0.7238805],
+        ),
+    ],
+)  # fmt: skip
+def test_batches_are_those_of_release_0_1_0(
+    kind: str, shape: tuple[int, int], first_context: list[float], first_target: list[float]
+) -> None:
+    """So that no number of the documentation changes."""
+    data = GPDataModule()
+    batch = {
+        "training": lambda: data.training_batch(5, rank=1),
+        "validation": lambda: data.evaluation_batch(range(3, 6), Part.VALIDATE),
+        "test": lambda: data.evaluation_batch(range(3, 6)),
+    }[kind]()
+    assert sizes(batch) == shape
+    assert torch.equal(batch.xc[:3, 0, 0], torch.tensor(first_context))
+    assert_close(batch.yt[:3, 0, 0], torch.tensor(first_target))
 
 
 # Evaluation tasks
@@ -523,6 +635,7 @@ def test_a_curriculum_does_not_touch_evaluation() -> None:
         ({"eval_batch_size": -1}, "eval_batch_size=-1 must be 1 or more"),
         ({"min_num_points": 0}, "min_num_points=0 must be 1 or more"),
         ({"min_num_points": 3, "max_num_points": 6}, "max_num_points=6 leaves no room for 3"),
+        ({"num_targets": 0}, "num_targets=0 must be 1 or more"),
         ({"noise_std": -0.1}, "noise_std=-0.1 must be 0 or more"),
         ({"x_range": (2.0, -2.0)}, "x_range"),
         ({"steps_per_epoch": -1}, "steps_per_epoch=-1"),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.loading import Part
 from datamodules.seeding import seeded
 
 
@@ -33,6 +34,21 @@ def test_keys_that_differ_anywhere_give_other_numbers(
 ) -> None:
     """In length too."""
     assert drawn(*key) != drawn(*other)
+
+
+def test_a_part_is_its_number() -> None:
+    """Another number for a part would draw other tasks than release 0.1.0 does."""
+    assert [part.name for part in sorted(Part)] == [
+        "TRAIN", "VALIDATE", "TEST", "PREDICT", "FIGURES", "TEST_UNSEEN",
+    ]  # fmt: skip
+    for number, part in enumerate(sorted(Part)):
+        assert part == number
+        assert drawn(part, 7) == drawn(number, 7)
+
+
+def test_the_numbers_of_a_key_are_those_of_release_0_1_0() -> None:
+    with seeded(1, 0, 5):
+        assert torch.randint(2**62, [2]).tolist() == [3077981955594580565, 2096286202252083113]
 
 
 @pytest.mark.parametrize("fails", [False, True])

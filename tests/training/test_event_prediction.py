@@ -191,6 +191,69 @@ def test_data_for_another_module_are_refused(stage: str, tmp_path: Path) -> None
         getattr(run, stage)(MetaRegression(CNP(1, 1, dim_hidden=8)), Events())
 
 
+class Words(Events):
+    """The same, of marks that are words; notes what it is told of them."""
+
+    def __init__(self, vocabulary: list[str]) -> None:
+        super().__init__(told=[])
+        self._vocabulary = vocabulary
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.told[-1] if self.told else self._vocabulary
+
+    @vocabulary.setter
+    def vocabulary(self, vocabulary: list[str]) -> None:
+        self.told.append(vocabulary)
+
+    @property
+    def num_marks(self) -> int:
+        return len(self.vocabulary)
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("release", ["0.1.0", "now"])
+def test_a_checkpoint_tells_the_data_module_its_vocabulary_once(
+    tmp_path: Path, stage: str, release: str
+) -> None:
+    """In checkpoints of release 0.1.0 the data module's own state holds it too."""
+    trained, path = EventPrediction(small_model()), tmp_path / "model.ckpt"
+    fit(trained, tmp_path, Words(["buy", "sell"])).save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["vocabulary"] == ["buy", "sell"]
+    assert "Words" not in checkpoint
+    if release == "0.1.0":
+        checkpoint["Words"] = {"vocabulary": ["buy", "sell"]}
+        torch.save(checkpoint, path)
+    # Of one mark, fewer than the model knows: refused, if it were told too late.
+    module, data = EventPrediction(small_model()), Words(["sell"])
+    run = trainer(tmp_path, max_steps=2)
+    getattr(run, stage)(module, datamodule=data, ckpt_path=path, weights_only=True)
+    assert module.vocabulary == ["buy", "sell"]
+    assert data.told == [["buy", "sell"]]
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_loaded_module_tells_the_data_module_its_vocabulary_once(
+    tmp_path: Path, stage: str
+) -> None:
+    trained, path = EventPrediction(small_model()), tmp_path / "model.ckpt"
+    fit(trained, tmp_path, Words(["buy", "sell"])).save_checkpoint(path)
+    module, data = EventPrediction.load_from_checkpoint(path, weights_only=True), Words(["sell"])
+    assert module.vocabulary == ["buy", "sell"]
+    getattr(trainer(tmp_path, max_steps=1), stage)(module, datamodule=data)
+    assert data.told == [["buy", "sell"]]
+
+
+def test_marks_are_counted_by_the_data_s_vocabulary_where_the_module_has_none(
+    tmp_path: Path,
+) -> None:
+    module, data = EventPrediction(small_model()), Words(["buy", "sell"])
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert module.vocabulary is None
+    assert not data.told
+
+
 def test_a_checkpoint_may_tell_the_data_module_its_marks(tmp_path: Path) -> None:
     """More than occur in the data at hand."""
 

@@ -8,6 +8,7 @@ from datamodules.events.formats.easytpp import read_easytpp, read_hub
 from datamodules.events.formats.event_table import EventTable
 from datamodules.events.formats.long_table import read_table
 from datamodules.events.formats.text_pairs import folds_in, read_text
+from datamodules.loading import Part
 from npbench.errors import InputError
 
 EventFormat = Literal["auto", "text", "easytpp", "table", "huggingface"]
@@ -20,7 +21,12 @@ _FORMATS = (
     f"folder of train, val and test ({' '.join(_TABLES)}), or one such file; huggingface, the name "
     f"of a data set, easytpp/…"
 )
-_NAMES = {"train": ["train"], "val": ["val", "dev", "valid", "validation"], "test": ["test"]}
+# By what names files and data sets call a part; messages use the first.
+_NAMES = {
+    Part.TRAIN: ["train"],
+    Part.VALIDATE: ["val", "dev", "valid", "validation"],
+    Part.TEST: ["test"],
+}
 
 
 def read_events(
@@ -28,8 +34,8 @@ def read_events(
     format: EventFormat = "auto",
     fold: int = 1,
     columns: Sequence[str] = ("sequence", "time", "mark"),
-) -> dict[str, EventTable]:
-    """The sequences for "train", perhaps "val", and "test"; or "all" where the data say no more.
+) -> EventTable | dict[Part, EventTable]:
+    """The sequences for training, tests, and perhaps validation; one table where no parts are told.
 
     A part for validation that holds no events counts as none.
 
@@ -45,21 +51,25 @@ def read_events(
         FileNotFoundError: if there are none.
     """
     found = _read(path, format, fold, columns)
-    if "val" in found and not len(found["val"].times):
-        del found["val"]
-    for split, table in found.items():
+    if isinstance(found, EventTable):
+        if not len(found.times):
+            raise InputError(f"{path} holds no events")
+        return found
+    if Part.VALIDATE in found and not len(found[Part.VALIDATE].times):
+        del found[Part.VALIDATE]
+    for part, table in found.items():
         if not len(table.times):
-            raise InputError(f"{path} holds no events{'' if split == 'all' else f' for {split}'}")
+            raise InputError(f"{path} holds no events for {_NAMES[part][0]}")
     return found
 
 
 def _read(
     path: str | Path, format: EventFormat, fold: int, columns: Sequence[str]
-) -> dict[str, EventTable]:
+) -> EventTable | dict[Part, EventTable]:
     if format == "auto":
         format = _find_format(path)
     if format == "huggingface":
-        return _by_split(read_hub(str(path)), str(path))
+        return _by_part(read_hub(str(path)), str(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}. {_FORMATS}")
@@ -67,13 +77,13 @@ def _read(
         return read_text(path, fold)
     if format == "easytpp":
         if path.is_file():
-            return _by_split(read_easytpp(path), str(path))
-        files = _split_files(path, _OBJECTS)
-        return {split: _only(read_easytpp(file), split) for split, file in files.items()}
+            return _by_part(read_easytpp(path), str(path))
+        files = _files_by_part(path, _OBJECTS)
+        return {part: _only(read_easytpp(file), part) for part, file in files.items()}
     if path.is_file():
-        return {"all": read_table(path, columns)}
-    files = _split_files(path, _TABLES)
-    return {split: read_table(file, columns) for split, file in files.items()}
+        return read_table(path, columns)
+    files = _files_by_part(path, _TABLES)
+    return {part: read_table(file, columns) for part, file in files.items()}
 
 
 def _find_format(path: str | Path) -> EventFormat:
@@ -97,9 +107,9 @@ def _find_format(path: str | Path) -> EventFormat:
     raise InputError(f"{path} is a file of no known format. {_FORMATS}")
 
 
-def _split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def _files_by_part(folder: Path, suffixes: Sequence[str]) -> dict[Part, Path]:
     found = {}
-    for split, names in _NAMES.items():
+    for part, names in _NAMES.items():
         candidates = [folder / f"{name}{suffix}" for name in names for suffix in suffixes]
         present = [file for file in candidates if file.is_file()]
         if len(present) > 1:
@@ -108,29 +118,32 @@ def _split_files(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
                 f"read: put the others elsewhere"
             )
         if present:
-            found[split] = present[0]
-        elif split != "val":
+            found[part] = present[0]
+        elif part != Part.VALIDATE:
+            name = names[0]
             raise FileNotFoundError(
-                f"{folder} lacks {split} ({' '.join(f'{split}{suffix}' for suffix in suffixes)})"
+                f"{folder} lacks {name} ({' '.join(f'{name}{suffix}' for suffix in suffixes)})"
             )
     return found
 
 
-def _by_split(found: dict[str, EventTable], source: str) -> dict[str, EventTable]:
-    """By our names of the splits."""
-    if "all" in found:
+def _by_part(
+    found: EventTable | dict[str, EventTable], source: str
+) -> EventTable | dict[Part, EventTable]:
+    """The tables of a file or a data set by part, whatever it calls them."""
+    if isinstance(found, EventTable):
         return found
-    named = {
-        split: found[name] for split, names in _NAMES.items() for name in names if name in found
-    }
-    if missing := {"train", "test"} - named.keys():
+    named = {part: found[name] for part, names in _NAMES.items() for name in names if name in found}
+    if missing := [_NAMES[part][0] for part in (Part.TRAIN, Part.TEST) if part not in named]:
         raise InputError(f"{source} holds {', '.join(found)}, and lacks {', '.join(missing)}")
     return named
 
 
-def _only(found: dict[str, EventTable], split: str) -> EventTable:
-    """Of a file of one split, which may tell its own name (Gatech's do) and those of others."""
-    names = [name for name in (*_NAMES[split], "all") if name in found]
+def _only(found: EventTable | dict[str, EventTable], part: Part) -> EventTable:
+    """The table of a file for one part, which may name that part (Gatech's do) and others."""
+    if isinstance(found, EventTable):
+        return found
+    names = [name for name in _NAMES[part] if name in found]
     if not names:
-        raise InputError(f"a file for {split} holds {', '.join(found)} in its stead")
+        raise InputError(f"a file for {_NAMES[part][0]} holds {', '.join(found)} in its stead")
     return found[names[0]]

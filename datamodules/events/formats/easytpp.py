@@ -18,8 +18,8 @@ _TIMES, _INTERVALS, _MARKS = "time_since_start", "time_since_last_event", "type_
 _ROUNDING = 1e-4
 
 
-def read_easytpp(path: Path) -> dict[str, EventTable]:
-    """The sequences of a file by split, as the file names them; "all" where it names none.
+def read_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
+    """The sequences of a file, by the names that it gives to its parts, if it has parts.
 
     A file is a list of sequences, one of them a line, or `{"train": [...], …}`. A sequence is an
     object with lists `time_since_start` and `type_event`, or a list of objects with one of each.
@@ -33,24 +33,24 @@ def read_easytpp(path: Path) -> dict[str, EventTable]:
         content = [content]
     if isinstance(content, Mapping):
         num_marks = content.get("dim_process")
-        splits = {
+        parts = {
             name: value
             for name, value in content.items()
             if isinstance(value, list) and (not value or isinstance(value[0], list | Mapping))
         }
-        if not splits:
+        if not parts:
             raise InputError(f"{path} holds {', '.join(map(str, content))}, and no sequences")
         return {
             name: _table(sequences, f"{path}, {name}, sequence", num_marks)
-            for name, sequences in splits.items()
+            for name, sequences in parts.items()
         }
     if not isinstance(content, list):
         raise InputError(f"{path} holds no list of sequences but {content!r:.50}")
-    return {"all": _table(content, f"{path}, sequence")}
+    return _table(content, f"{path}, sequence")
 
 
 def read_hub(name: str) -> dict[str, EventTable]:
-    """The sequences of a data set on the Hugging Face hub by split, as it names them.
+    """The sequences of a data set on the Hugging Face hub, by the names of its parts.
 
     Raises:
         InputError: if the package `datasets` is missing, or the data set not of EasyTPP's format.
@@ -63,8 +63,7 @@ def read_hub(name: str) -> dict[str, EventTable]:
             f"pip install 'npbench[hub]'"
         ) from error
     return {
-        split: _table(rows, f"{name}, {split}, sequence")
-        for split, rows in load_dataset(name).items()
+        part: _table(rows, f"{name}, {part}, sequence") for part, rows in load_dataset(name).items()
     }
 
 

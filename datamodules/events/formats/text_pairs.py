@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.events.formats.event_table import EventTable
+from datamodules.loading import Part
 from npbench.errors import InputError
 
 
@@ -16,7 +17,7 @@ def folds_in(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def read_text(folder: Path, fold: int) -> dict[str, EventTable]:
+def read_text(folder: Path, fold: int) -> dict[Part, EventTable]:
     """The sequences of one fold: `time-K-train.txt` and `-test`, marks in `event-K-….txt`.
 
     A sequence is a line of numbers with spaces between. Where a fold has no training files, its
@@ -37,8 +38,8 @@ def read_text(folder: Path, fold: int) -> dict[str, EventTable]:
     if not sources:
         raise FileNotFoundError(f"{folder} lacks {train.name}, and has no other fold to train on")
     return {
-        "train": EventTable.joined([_read_pair(source) for source in sources]),
-        "test": _read_pair(folder / f"time-{fold}-test.txt"),
+        Part.TRAIN: EventTable.joined([_read_pair(source) for source in sources]),
+        Part.TEST: _read_pair(folder / f"time-{fold}-test.txt"),
     }
 
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.events.base import EventWindows
-from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.loading import Part
 from npbench import EventSequences
 
 
@@ -115,7 +115,7 @@ def test_times_may_have_another_unit(root: Path) -> None:
 @pytest.mark.parametrize("max_length", [None, 4])
 def test_statistics_are_those_of_the_training_intervals(root: Path, max_length: int | None) -> None:
     data = events(root, max_length=max_length)
-    intervals = np.concatenate([np.diff(times) for times, _ in rows(whole(data, TRAIN))])
+    intervals = np.concatenate([np.diff(times) for times, _ in rows(whole(data, Part.TRAIN))])
     logs = np.log(intervals)
     expected = intervals.mean(), logs.mean(), logs.std()
     assert data.interval_statistics == pytest.approx(expected, rel=1e-9)
@@ -155,7 +155,7 @@ def test_training_batches_do_not_depend_on_the_number_of_workers(
 ) -> None:
     data = events(root, num_workers=num_workers)
     batches = list(data.train_dataloader())
-    assert len(batches) == len(data.windows(TRAIN)) // 8
+    assert len(batches) == len(data.windows(Part.TRAIN)) // 8
     for index, batch in enumerate(batches):
         assert_same_record(batch, data.training_batch(index))
 
@@ -164,7 +164,7 @@ def test_training_batches_do_not_depend_on_the_number_of_workers(
 def test_each_pass_takes_every_training_sequence_once(root: Path, world_size: int) -> None:
     """But for fewer than would fill a batch on every rank, others in each pass."""
     copies = ranks(root, world_size)
-    number = len(copies[0].windows(TRAIN))
+    number = len(copies[0].windows(Part.TRAIN))
     steps = number // (8 * world_size)
     passes = [
         rows(
@@ -176,7 +176,7 @@ def test_each_pass_takes_every_training_sequence_once(root: Path, world_size: in
         )
         for first in (0, steps, 2 * steps)
     ]
-    everything = set(rows(whole(copies[0], TRAIN)))
+    everything = set(rows(whole(copies[0], Part.TRAIN)))
     assert len(everything) == number
     for each in passes:
         assert len(set(each)) == len(each) == steps * 8 * world_size
@@ -218,7 +218,7 @@ def test_a_data_set_smaller_than_a_batch_is_taken_again(root: Path) -> None:
     assert len(data.train_dataloader()) == 1
     counts = Counter(rows(data.training_batch(0)))
     assert sum(counts.values()) == 200
-    assert len(counts) == len(data.windows(TRAIN))
+    assert len(counts) == len(data.windows(Part.TRAIN))
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
@@ -280,8 +280,8 @@ def test_evaluation_does_not_depend_on_how_it_is_loaded(
 
 def test_evaluation_goes_by_length_and_prediction_by_the_file(root: Path) -> None:
     data = events(root)
-    for split in (VALIDATE, TEST):
-        lengths = [len(times) for times, _ in rows(whole(data, split))]
+    for part in (Part.VALIDATE, Part.TEST):
+        lengths = [len(times) for times, _ in rows(whole(data, part))]
         assert lengths == sorted(lengths)
     written = [tuple(mark - 1 for mark in marks) for _, marks in random_events(40, seed=1)]
     assert [marks for _, marks in rows(*data.predict_dataloader())] == written
@@ -289,6 +289,6 @@ def test_evaluation_goes_by_length_and_prediction_by_the_file(root: Path) -> Non
 
 def test_training_sequences_are_not_evaluated(root: Path) -> None:
     data = events(root)
-    parts = [set(rows(whole(data, split))) for split in (TRAIN, VALIDATE, TEST)]
+    parts = [set(rows(whole(data, part))) for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 120
     assert len(parts[2]) == 40

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from random import Random
 
-import lightning as L
 import numpy as np
 import pytest
-import torch
 from event_files import (
     Events,
     easytpp,
@@ -19,11 +17,9 @@ from event_files import (
     write_folds,
     write_text,
 )
-from torch import Tensor, nn
 
 from datamodules import EventSequenceDataModule
-from datamodules.loading import TEST, TRAIN, VALIDATE
-from npbench import EventSequences
+from datamodules.loading import Part
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +35,14 @@ def test_validation_is_a_share_that_neither_order_nor_others_move(tmp_path: Path
     """Within 4 standard errors."""
     sequences = random_events(400)
     write_text(tmp_path, train_1=sequences, test_1=random_events(9, seed=5))
-    before = set(rows(whole(events(tmp_path, val_share=0.3), VALIDATE)))
+    before = set(rows(whole(events(tmp_path, val_share=0.3), Part.VALIDATE)))
     assert abs(len(before) - 120) < 4 * (0.3 * 0.7 * 400) ** 0.5
     Random(0).shuffle(sequences)
     write_text(tmp_path, train_1=sequences + random_events(50, seed=3))
     data = events(tmp_path, val_share=0.3)
-    after = set(rows(whole(data, VALIDATE)))
+    after = set(rows(whole(data, Part.VALIDATE)))
     assert before < after
-    assert not before & set(rows(whole(data, TRAIN)))
+    assert not before & set(rows(whole(data, Part.TRAIN)))
 
 
 def test_a_table_is_split_by_the_names_of_its_sequences(tmp_path: Path) -> None:
@@ -55,13 +51,13 @@ def test_a_table_is_split_by_the_names_of_its_sequences(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame.assign(time=frame["time"] * 2).to_csv(tmp_path / "b.csv", index=False)
     sizes = {}
-    for split, share in ((TRAIN, 0.5), (VALIDATE, 0.2), (TEST, 0.3)):
+    for part, share in ((Part.TRAIN, 0.5), (Part.VALIDATE, 0.2), (Part.TEST, 0.3)):
         first, second = (
             events(tmp_path / name, val_share=0.2, test_share=0.3) for name in ("a.csv", "b.csv")
         )
-        sizes[split] = len(first.windows(split))
-        assert abs(sizes[split] - 500 * share) < 4 * (share * (1 - share) * 500) ** 0.5
-        marks = [{marks for _, marks in rows(whole(data, split))} for data in (first, second)]
+        sizes[part] = len(first.windows(part))
+        assert abs(sizes[part] - 500 * share) < 4 * (share * (1 - share) * 500) ** 0.5
+        marks = [{marks for _, marks in rows(whole(data, part))} for data in (first, second)]
         assert marks[0] == marks[1]
     assert sum(sizes.values()) == 500
 
@@ -71,7 +67,11 @@ def test_a_validation_set_of_the_data_is_taken(tmp_path: Path) -> None:
         content = easytpp(random_events(5 + seed, seed=seed))
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     data = events(tmp_path)
-    assert [len(data.windows(split)) for split in (TRAIN, VALIDATE, TEST)] == [5, 6, 7]
+    assert [len(data.windows(part)) for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)] == [
+        5,
+        6,
+        7,
+    ]
     assert data.num_marks == 4
     assert data.vocabulary == [0, 1, 2, 3]
 
@@ -102,7 +102,7 @@ def test_marks_are_indexed_by_the_training_split(
     data = tiny(tmp_path, marks, test=marks[::-1])
     assert data.vocabulary == vocabulary
     assert data.num_marks == len(vocabulary)
-    assert rows(whole(data, TRAIN))[0][1] == indices
+    assert rows(whole(data, Part.TRAIN))[0][1] == indices
     assert rows(whole(data))[0][1] == indices[::-1]
 
 
@@ -114,8 +114,8 @@ def test_marks_of_what_is_held_out_are_known(tmp_path: Path) -> None:
         data = events(path)
         data.setup()
         assert data.vocabulary == list(range(50))
-        for _, marks in rows(whole(data, VALIDATE)):
-            assert marks[0] not in {first for _, (first, _) in rows(whole(data, TRAIN))}
+        for _, marks in rows(whole(data, Part.VALIDATE)):
+            assert marks[0] not in {first for _, (first, _) in rows(whole(data, Part.TRAIN))}
 
 
 def test_an_unknown_mark_is_named_or_left_out(tmp_path: Path) -> None:
@@ -156,69 +156,24 @@ def test_marks_of_numbers_are_text_where_others_are(tmp_path: Path) -> None:
     assert rows(whole(data))[0][1] == (1, 0)
 
 
-def test_a_checkpoint_s_vocabulary_holds(tmp_path: Path) -> None:
-    """Of data with fewer marks, or with more in the test than in the training."""
-    state = tiny(tmp_path / "first", ["a", "b", "c", "d"]).state_dict()
-    assert state == {"vocabulary": ["a", "b", "c", "d"]}
+def test_a_vocabulary_that_is_set_holds(tmp_path: Path) -> None:
+    """For data with fewer marks, or with more in the test than in the training."""
+    vocabulary = tiny(tmp_path / "first", ["a", "b", "c", "d"]).vocabulary
+    assert vocabulary == ["a", "b", "c", "d"]
     data = tiny(tmp_path / "second", ["d", "b"], test=["b", "c", "d"])
     data.prepare_data()
     data.setup("test")
     assert data.num_marks == 2
-    assert rows(whole(data, TRAIN))[0][1] == (1, 0)
-    data.load_state_dict(state)
+    assert rows(whole(data, Part.TRAIN))[0][1] == (1, 0)
+    data.vocabulary = vocabulary
     assert data.num_marks == 4
-    assert data.state_dict() == state
-    assert rows(whole(data, TRAIN))[0][1] == (3, 1)
+    assert rows(whole(data, Part.TRAIN))[0][1] == (3, 1)
     assert rows(whole(data))[0][1] == (1, 2, 3)
     other = tiny(tmp_path / "third", ["a", "z"])
-    other.load_state_dict(state)
+    other.vocabulary = vocabulary
     message = r"train\.csv, line 3: mark 'z' is none of the 4 of the model \(a, b, c, …, d\)"
     with pytest.raises(ValueError, match=message):
         other.train_dataloader()
-
-
-class Collects(L.LightningModule):
-    """Does nothing but note the marks that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.marks: list[tuple[int, ...]] = []
-
-    def training_step(self, batch: EventSequences, _: int) -> Tensor:
-        return self.weight**2
-
-    def validation_step(self, batch: EventSequences, batch_idx: int) -> None:
-        pass
-
-    def test_step(self, batch: EventSequences, batch_idx: int) -> None:
-        self.marks += [marks for _, marks in rows(batch)]
-
-    def predict_step(self, batch: EventSequences, batch_idx: int) -> Tensor:
-        self.test_step(batch, batch_idx)
-        return batch.mask
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.mark.parametrize("stage", ["test", "predict"])
-def test_lightning_keeps_the_vocabulary_with_the_checkpoint(tmp_path: Path, stage: str) -> None:
-    def trainer() -> L.Trainer:
-        return L.Trainer(
-            default_root_dir=tmp_path, max_steps=1, logger=False, accelerator="cpu",
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        )  # fmt: skip
-
-    fitted = trainer()
-    fitted.fit(Collects(), datamodule=tiny(tmp_path / "first", ["a", "b", "c", "d"]))
-    fitted.save_checkpoint(tmp_path / "a.ckpt")
-    torch.load(tmp_path / "a.ckpt", weights_only=True)
-    module, data = Collects(), tiny(tmp_path / "second", ["d", "b"], test=["b", "c", "d"])
-    getattr(trainer(), stage)(
-        module, datamodule=data, ckpt_path=tmp_path / "a.ckpt", weights_only=True
-    )
-    assert module.marks == [(1, 2, 3)]
 
 
 # Times that are not in order
@@ -270,8 +225,8 @@ def test_sorting_leaves_duplicates_to_be_named(tmp_path: Path) -> None:
 
 
 def test_the_time_of_one_sequence_may_lie_before_that_of_another(tmp_path: Path) -> None:
-    assert len(in_test(tmp_path, ([1.0, 2.0], [1, 1])).windows(TEST)) == 2
-    assert len(in_test(tmp_path, ([3.0, 4.0], [1, 1])).windows(TEST)) == 2
+    assert len(in_test(tmp_path, ([1.0, 2.0], [1, 1])).windows(Part.TEST)) == 2
+    assert len(in_test(tmp_path, ([3.0, 4.0], [1, 1])).windows(Part.TEST)) == 2
 
 
 @pytest.mark.parametrize(("end", "number"), [(None, 1), (9.0, 2)])
@@ -314,10 +269,14 @@ def test_each_part_of_few_sequences_has_one(tmp_path: Path) -> None:
             tmp_path / f"{seed}", train_1=random_events(2, seed), test_1=random_events(1)
         )
         data = events(folder)
-        assert len(data.windows(VALIDATE)) == len(data.windows(TRAIN)) == 1
+        assert len(data.windows(Part.VALIDATE)) == len(data.windows(Part.TRAIN)) == 1
         long_table(random_events(3), f"{seed}").to_csv(tmp_path / f"{seed}.csv", index=False)
         data = events(tmp_path / f"{seed}.csv")
-        assert [len(data.windows(split)) for split in (TRAIN, VALIDATE, TEST)] == [1, 1, 1]
+        assert [len(data.windows(part)) for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)] == [
+            1,
+            1,
+            1,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -350,10 +309,10 @@ def test_stack_overflow_is_read_as_it_is(shared: Path) -> None:
     data.setup()
     assert data.num_marks == 22
     assert data.vocabulary == list(range(1, 23))
-    sizes = [len(data.windows(split)) for split in (TRAIN, VALIDATE, TEST)]
+    sizes = [len(data.windows(part)) for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
     assert sum(sizes) == 6630
     assert sizes[2] == 1326
-    batches = [*data.val_dataloader(), *data.test_dataloader(), whole(data, TRAIN)]
+    batches = [*data.val_dataloader(), *data.test_dataloader(), whole(data, Part.TRAIN)]
     assert sum(batch.num_predicted for batch in batches) == 485843 - 6630
     assert sum(batch.num_predicted for batch in data.test_dataloader()) == 97775 - 1326
     first = next(iter(data.predict_dataloader()))

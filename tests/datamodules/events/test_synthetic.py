@@ -16,7 +16,7 @@ from datamodules import (
     RenewalProcess,
     SyntheticEventDataModule,
 )
-from datamodules.loading import PREDICT, TEST, TRAIN, VALIDATE
+from datamodules.loading import Part
 from npbench import EventSequences
 from npbench.commands.sections import instantiate
 
@@ -67,7 +67,7 @@ def test_sequences_have_the_number_of_events() -> None:
 def test_sequences_observed_until_an_end_keep_it() -> None:
     """Also those of one event, which say that no other came; but none without any."""
     data = synthetic(end=4.0, num_test=600)
-    batch = data.evaluation_batch(range(len(data.windows(TEST))))
+    batch = data.evaluation_batch(range(len(data.windows(Part.TEST))))
     lengths = batch.mask.sum(1)
     assert 0 < (lengths == 1).sum() < len(lengths) < 600
     assert torch.equal(batch.end, torch.full([len(lengths)], 4.0, dtype=torch.float64))
@@ -82,7 +82,7 @@ def test_sequences_observed_until_an_end_keep_it() -> None:
 
 
 def test_a_larger_training_set_begins_with_the_smaller() -> None:
-    small, large = (synthetic(num_train=number).windows(TRAIN) for number in (300, 600))
+    small, large = (synthetic(num_train=number).windows(Part.TRAIN) for number in (300, 600))
     assert len(small) == 300
     assert len(large) == len(set(large.times[::10].tolist())) == 600
     for name in ("times", "marks", "exact"):
@@ -105,16 +105,18 @@ def test_evaluation_sequences_are_functions_of_eval_seed(kind: str, change: dict
 
 
 def test_splits_and_seeds_differ() -> None:
-    first = [synthetic().windows(split).times[0] for split in (TRAIN, VALIDATE, TEST)]
-    first += [synthetic(seed=1).windows(TRAIN).times[0]]
-    first += [synthetic(eval_seed=1).windows(split).times[0] for split in (VALIDATE, TEST)]
+    first = [synthetic().windows(part).times[0] for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
+    first += [synthetic(seed=1).windows(Part.TRAIN).times[0]]
+    first += [synthetic(eval_seed=1).windows(part).times[0] for part in (Part.VALIDATE, Part.TEST)]
     assert len(set(first)) == 6
 
 
 def test_prediction_takes_the_test_sequences_as_they_were_drawn() -> None:
     data = synthetic(end=9.0)
-    everything = range(len(data.windows(TEST)))
-    predicted, tested = (rows([data.evaluation_batch(everything, s)]) for s in (PREDICT, TEST))
+    everything = range(len(data.windows(Part.TEST)))
+    predicted, tested = (
+        rows([data.evaluation_batch(everything, s)]) for s in (Part.PREDICT, Part.TEST)
+    )
     assert sorted(predicted) == sorted(tested)
     assert predicted != tested
     assert [len(times) for times, *_ in tested] == sorted(len(times) for times, *_ in predicted)

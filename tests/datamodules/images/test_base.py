@@ -12,7 +12,8 @@ from image_files import write_emnist
 from torch import Tensor
 
 from datamodules import EMNISTDataModule
-from datamodules.loading import PREDICT, TEST, TEST_UNSEEN, TRAIN, VALIDATE
+from datamodules.loading import Part
+from datamodules.sampling import TaskSizes
 from npbench import Task
 from npbench.training import MetaRegression
 
@@ -64,8 +65,9 @@ def completed(task: Task) -> Tensor:
 class AllPixels(EMNISTDataModule):
     """Training tasks of all pixels, which tell their images."""
 
-    def _draw_sizes(self) -> tuple[int, int]:
-        return 10, 774
+    def __init__(self, root: Path, **arguments: object) -> None:
+        super().__init__(root, **arguments)
+        self.sizes = TaskSizes(min=10, max=21, num_targets=774)
 
 
 # Training batches
@@ -203,7 +205,7 @@ def test_an_evaluation_task_is_a_function_of_eval_seed_and_index(
         assert_same_record(ours, theirs)
 
 
-@pytest.mark.parametrize("kind", [VALIDATE, TEST, TEST_UNSEEN])
+@pytest.mark.parametrize("kind", [Part.VALIDATE, Part.TEST, Part.TEST_UNSEEN])
 def test_an_evaluation_task_is_of_the_image_of_its_index(root: Path, kind: int) -> None:
     data = emnist(root)
     tasks = single_tasks(data.evaluation_batch(range(3, 9, 2), kind))
@@ -234,8 +236,8 @@ def test_fixed_tasks_differ_by_seed_index_and_split(root: Path) -> None:
         tuple(task.xc[0, :3].flatten().tolist())
         for batch in (
             *(data.evaluation_batch(range(4), kind)
-              for kind in (VALIDATE, TEST, TEST_UNSEEN, PREDICT)),
-            other.evaluation_batch(range(4), VALIDATE),
+              for kind in (Part.VALIDATE, Part.TEST, Part.TEST_UNSEEN, Part.PREDICT)),
+            other.evaluation_batch(range(4), Part.VALIDATE),
         )
         for task in single_tasks(batch)
     ]  # fmt: skip
@@ -266,7 +268,7 @@ def test_predictions_are_of_all_other_pixels(root: Path) -> None:
     data = emnist(root, num_predict_tasks=3)
     tasks = evaluation_tasks(data, "predict")
     assert len(tasks) == 3
-    for task, image in zip(tasks, data.image_sets[TEST][range(3)]):
+    for task, image in zip(tasks, data.image_sets[Part.TEST][range(3)]):
         assert_close(completed(task), image[0] / 255 - 0.5)
 
 
@@ -298,7 +300,7 @@ def test_outliers_are_added_with_heavy_tails(root: Path) -> None:
 def test_a_figure_s_task_completes_an_image(root: Path) -> None:
     """Seen and unseen kinds by turns, and larger contexts that hold the smaller ones."""
     data = emnist(root)
-    kinds = [data.image_sets[kind] for kind in (TEST, TEST_UNSEEN)]
+    kinds = [data.image_sets[kind] for kind in (Part.TEST, Part.TEST_UNSEEN)]
     for index in range(4):
         small_one, large = (data.completion_task(index, size) for size in (5, 300))
         expected = kinds[index % 2][[index // 2]][0, 0] / 255 - 0.5
@@ -351,7 +353,7 @@ def test_testing_reports_seen_and_unseen_classes_apart(root: Path) -> None:
     data, module = emnist(root), MetaRegression(small("CNP", 2, 1).float())
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     seen, unseen = trainer.test(module, data, verbose=False)
-    for name, kind, results in (("seen", TEST, seen), ("unseen", TEST_UNSEEN, unseen)):
+    for name, kind, results in (("seen", Part.TEST, seen), ("unseen", Part.TEST_UNSEEN, unseen)):
         task = data.evaluation_batch(range(len(data.image_sets[kind])), kind)
         with torch.no_grad():
             evaluation = module.model.eval().evaluate(task)
@@ -395,6 +397,6 @@ def test_arguments_that_make_no_tasks_are_refused(
 
 def test_training_images_are_not_tested_on(root: Path) -> None:
     sets = emnist(root).image_sets
-    assert sets[TRAIN].array is sets[VALIDATE].array
-    assert not set(sets[TRAIN].rows) & set(sets[VALIDATE].rows)
-    assert sets[TEST].array is sets[TEST_UNSEEN].array is not sets[TRAIN].array
+    assert sets[Part.TRAIN].array is sets[Part.VALIDATE].array
+    assert not set(sets[Part.TRAIN].rows) & set(sets[Part.VALIDATE].rows)
+    assert sets[Part.TEST].array is sets[Part.TEST_UNSEEN].array is not sets[Part.TRAIN].array

@@ -11,7 +11,7 @@ from torchvision import datasets
 from datamodules import CelebADataModule
 from datamodules.images.base import ImageSet
 from datamodules.images.cache import Decoder
-from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.loading import Part
 
 
 def celeba(root: Path, **options: object) -> CelebADataModule:
@@ -28,7 +28,9 @@ def test_pictures_are_split_by_the_official_partition(tmp_path: Path, inner: str
     """Three validation pictures, of two persons with four: the fourth is in no split."""
     partition, person = write_celeba(tmp_path / inner)
     sets = celeba(tmp_path).image_sets
-    train, validation, test = (names_of(sets[kind]) for kind in (TRAIN, VALIDATE, TEST))
+    train, validation, test = (
+        names_of(sets[kind]) for kind in (Part.TRAIN, Part.VALIDATE, Part.TEST)
+    )
     assert set(test) == {name for name, number in partition.items() if number == 2}
     in_one = sorted(person[name] for name in partition if partition[name] == 1)
     assert sorted(person[name] for name in validation) == in_one[:3]
@@ -43,7 +45,7 @@ def test_pictures_are_split_by_the_official_partition(tmp_path: Path, inner: str
 def test_tasks_hold_the_values_of_the_pictures(tmp_path: Path, resolution: int) -> None:
     write_celeba(tmp_path, num_images=20)
     data = celeba(tmp_path, resolution=resolution)
-    (name, *_) = names_of(data.image_sets[TEST])
+    (name, *_) = names_of(data.image_sets[Part.TEST])
     picture = torch.tensor(Decoder(resolution, 3)(tmp_path / "img_align_celeba" / name).copy())
     task = data.completion_task(num_context=resolution)
     last = resolution - 1
@@ -76,8 +78,8 @@ def test_a_corrupt_picture_is_left_out_of_its_split(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"1 of 40 pictures cannot be read: 000009\.jpg"):
         sets = celeba(tmp_path).image_sets
     first = Decoder(32, 3)(tmp_path / "img_align_celeba/000010.jpg")
-    assert len(sets[TEST]) == 7
-    assert np.array_equal(sets[TEST][[0]][0], first)
+    assert len(sets[Part.TEST]) == 7
+    assert np.array_equal(sets[Part.TEST][[0]][0], first)
     (tmp_path / "img_align_celeba/000010.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"000009\.jpg cannot be read"):
         celeba(tmp_path, on_corrupt="error", cache_dir=tmp_path / "new").setup()

@@ -13,7 +13,7 @@ from image_files import digits, idx, write_emnist
 from torchvision import datasets
 
 from datamodules import EMNISTDataModule
-from datamodules.loading import TEST, TEST_UNSEEN, TRAIN, VALIDATE
+from datamodules.loading import Part
 
 TRAIN_IMAGES = "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte"
 TRAIN_LABELS = "EMNIST/raw/emnist-balanced-train-labels-idx1-ubyte"
@@ -33,14 +33,14 @@ def test_images_are_upright_and_split_by_class(
     classes = range(*class_range)
     images, labels = written["train"]
     wanted = images[np.isin(labels, classes)]
-    assert len(sets[VALIDATE]) == 10
-    rows = np.concatenate([sets[TRAIN].rows, sets[VALIDATE].rows]).argsort()
-    read = torch.cat([sets[kind][range(len(sets[kind]))] for kind in (TRAIN, VALIDATE)])
+    assert len(sets[Part.VALIDATE]) == 10
+    rows = np.concatenate([sets[Part.TRAIN].rows, sets[Part.VALIDATE].rows]).argsort()
+    read = torch.cat([sets[kind][range(len(sets[kind]))] for kind in (Part.TRAIN, Part.VALIDATE)])
     assert np.array_equal(read[rows, 0], wanted)
     images, labels = written["test"]
     for kind, chosen in (
-        (TEST, np.isin(labels, classes)),
-        (TEST_UNSEEN, ~np.isin(labels, classes)),
+        (Part.TEST, np.isin(labels, classes)),
+        (Part.TEST_UNSEEN, ~np.isin(labels, classes)),
     ):
         read = sets[kind][range(len(sets[kind]))]
         assert np.array_equal(read[:, 0], images[chosen])
@@ -62,14 +62,14 @@ def test_the_files_are_those_that_torchvision_reads(tmp_path: Path) -> None:
     write_emnist(tmp_path)
     theirs = datasets.EMNIST(tmp_path, split="balanced", train=False)
     sets = emnist(tmp_path).image_sets
-    ours, rows = sets[TEST][range(len(sets[TEST]))], sets[TEST].rows
+    ours, rows = sets[Part.TEST][range(len(sets[Part.TEST]))], sets[Part.TEST].rows
     assert torch.equal(ours[:, 0], theirs.data[rows].mT)
     assert (theirs.targets[rows] < 10).all()
 
 
 def test_validation_images_are_evenly_spaced(tmp_path: Path) -> None:
     write_emnist(tmp_path)
-    rows = emnist(tmp_path, class_range=(0, 20), num_val_tasks=40).image_sets[VALIDATE].rows
+    rows = emnist(tmp_path, class_range=(0, 20), num_val_tasks=40).image_sets[Part.VALIDATE].rows
     assert rows.tolist() == list(range(0, 120, 3))
 
 

@@ -8,7 +8,7 @@ from image_files import photo, write_pictures
 
 from datamodules import ImageFolderDataModule
 from datamodules.images.cache import Decoder
-from datamodules.loading import TEST, TRAIN, VALIDATE
+from datamodules.loading import Part
 
 
 def pictures(root: Path, **options: object) -> ImageFolderDataModule:
@@ -24,7 +24,7 @@ def test_every_picture_is_in_one_split(tmp_path: Path) -> None:
     names = write_pictures(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden.png").write_bytes(b"")
-    splits = [contents(pictures(tmp_path), kind) for kind in (TRAIN, VALIDATE, TEST)]
+    splits = [contents(pictures(tmp_path), kind) for kind in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
     assert set.union(*splits) == {Decoder(8, 3)(tmp_path / n).tobytes() for n in names}
     assert sum(map(len, splits)) == len(names)
 
@@ -33,14 +33,14 @@ def test_shares_are_kept(tmp_path: Path) -> None:
     """Of 300 pictures, within 4 standard errors."""
     write_pictures(tmp_path, number=300)
     data = pictures(tmp_path, val_share=0.2, test_share=0.3)
-    for kind, share in ((TRAIN, 0.5), (VALIDATE, 0.2), (TEST, 0.3)):
+    for kind, share in ((Part.TRAIN, 0.5), (Part.VALIDATE, 0.2), (Part.TEST, 0.3)):
         error = (share * (1 - share) * 300) ** 0.5
         assert abs(len(data.image_sets[kind]) - share * 300) < 4 * error
 
 
 def test_more_pictures_move_none(tmp_path: Path) -> None:
     write_pictures(tmp_path / "old")
-    kinds = TRAIN, VALIDATE, TEST
+    kinds = Part.TRAIN, Part.VALIDATE, Part.TEST
     before = [contents(pictures(tmp_path), kind) for kind in kinds]
     for place in range(30):
         photo(100 + place).save(tmp_path / f"{place}.png")
@@ -57,7 +57,10 @@ def test_a_changed_picture_is_read_again(tmp_path: Path) -> None:
     photo(100, width=20, height=20).save(tmp_path / names[0])
     os.utime(tmp_path / names[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     changed = Decoder(8, 3)(tmp_path / names[0]).tobytes()
-    assert any(changed in contents(pictures(tmp_path), kind) for kind in (TRAIN, VALIDATE, TEST))
+    assert any(
+        changed in contents(pictures(tmp_path), kind)
+        for kind in (Part.TRAIN, Part.VALIDATE, Part.TEST)
+    )
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])

@@ -6,7 +6,6 @@ from helpers import assert_close, assert_same_record
 from torch import Tensor
 
 from datamodules.images.pixels import PixelDraw, images_to_task, pixel_order
-from datamodules.sampling import draw_sizes
 from npbench import Task
 
 CORNERS = {(0, 0): (-1, -1), (0, -1): (-1, 1), (-1, 0): (1, -1), (-1, -1): (1, 1)}
@@ -192,11 +191,3 @@ def test_a_gpu_draws_the_same_tasks() -> None:
     on_gpu = images_to_task(images.cuda(), draws)
     assert all(tensor.is_cuda for tensor in on_gpu.tensors())
     assert_same_record(on_gpu.to("cpu"), images_to_task(images, draws))
-
-
-@pytest.mark.parametrize("most_targets", [None, 4])
-def test_sizes_fill_the_documented_ranges(most_targets: int | None) -> None:
-    """With at least 3 and, together, less than 10: N in 3…6, M in 3…9 − N, here at most 4."""
-    drawn = {draw_sizes(3, 10, most_targets) for _ in range(400)}
-    top = 9 if most_targets is None else most_targets
-    assert drawn == {(n, m) for n in range(3, 7) for m in range(3, min(9 - n, top) + 1)}

@@ -16,6 +16,7 @@ from event_files import Events, easytpp, gatech, long_table, random_events, writ
 
 from datamodules.events.formats.detect import read_events
 from datamodules.events.formats.event_table import EventTable
+from datamodules.loading import Part
 
 TRAIN, VAL, TEST = (random_events(number, seed=number) for number in (9, 4, 5))
 
@@ -31,11 +32,11 @@ def from_start(sequences: list[Events]) -> list[Events]:
 
 
 def assert_read(
-    found: dict[str, EventTable], convert: object = lambda sequences: sequences
+    found: dict[Part, EventTable], convert: object = lambda sequences: sequences
 ) -> None:
     """All three parts, as they were written."""
-    assert {split: events_in(table) for split, table in found.items()} == {
-        "train": convert(TRAIN), "val": convert(VAL), "test": convert(TEST)
+    assert {part: events_in(table) for part, table in found.items()} == {
+        Part.TRAIN: convert(TRAIN), Part.VALIDATE: convert(VAL), Part.TEST: convert(TEST)
     }  # fmt: skip
 
 
@@ -45,22 +46,26 @@ def assert_read(
 def test_text_pairs_with_training_files(tmp_path: Path) -> None:
     write_text(tmp_path, train_2=TRAIN, test_2=TEST, test_1=VAL)
     found = read_events(tmp_path, fold=2)
-    assert events_in(found["train"]) == TRAIN
-    assert events_in(found["test"]) == TEST
+    assert events_in(found[Part.TRAIN]) == TRAIN
+    assert events_in(found[Part.TEST]) == TEST
 
 
 def test_text_pairs_without_are_trained_on_all_other_folds(tmp_path: Path) -> None:
     write_text(tmp_path, test_1=TRAIN, test_2=VAL, test_10=TEST)
     found = read_events(tmp_path, "text", fold=2)
-    assert events_in(found["train"]) == TRAIN + TEST
-    assert events_in(found["test"]) == VAL
+    assert events_in(found[Part.TRAIN]) == TRAIN + TEST
+    assert events_in(found[Part.TEST]) == VAL
 
 
 def test_lines_may_be_empty_or_end_in_spaces(tmp_path: Path) -> None:
     write_text(tmp_path, train_1=TRAIN, test_1=[])
     (tmp_path / "time-1-test.txt").write_text("1.5 2.5 \n\n3e0\n\n")
     (tmp_path / "event-1-test.txt").write_text("7 8\n\n-9 ")
-    assert events_in(read_events(tmp_path)["test"]) == [([1.5, 2.5], [7, 8]), ([], []), ([3], [-9])]
+    assert events_in(read_events(tmp_path)[Part.TEST]) == [
+        ([1.5, 2.5], [7, 8]),
+        ([], []),
+        ([3], [-9]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,7 @@ def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     write_text(tmp_path, train_1=TRAIN, test_1=TEST)
     for file in tmp_path.glob("*-test.txt"):
         file.write_text(file.read_text(), encoding="utf-8-sig")
-    assert events_in(read_events(tmp_path)["test"]) == TEST
+    assert events_in(read_events(tmp_path)[Part.TEST]) == TEST
 
 
 def test_text_files_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_a_folder_of_objects(tmp_path: Path, suffix: str, validation: str, form:
     found = read_events(tmp_path)
     assert_read(found, from_start)
     announced = form is easytpp or suffix == ".pkl"
-    assert found["train"].num_marks == (4 if announced else None)
+    assert found[Part.TRAIN].num_marks == (4 if announced else None)
 
 
 @pytest.mark.parametrize("suffix", [".json", ".pkl"])
@@ -142,13 +147,12 @@ def test_one_file_of_all_splits(tmp_path: Path, suffix: str) -> None:
 def test_one_list_is_split_later(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(easytpp(TRAIN)))
     found = read_events(tmp_path / "data.json")
-    assert events_in(found.pop("all")) == from_start(TRAIN)
-    assert not found
+    assert events_in(found) == from_start(TRAIN)
 
 
 def test_one_sequence_is_a_file_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(json.dumps(easytpp(TRAIN)[0]))
-    assert events_in(read_events(tmp_path / "data.jsonl")["all"]) == from_start(TRAIN[:1])
+    assert events_in(read_events(tmp_path / "data.jsonl")) == from_start(TRAIN[:1])
 
 
 def changed(**values: object) -> list[dict]:
@@ -199,13 +203,13 @@ def test_objects_that_are_no_sequences_are_named(
 def test_intervals_may_be_rounded(tmp_path: Path) -> None:
     content = changed(time_since_last_event=[0.0, 1.0001, 1.9999])
     (tmp_path / "data.json").write_text(json.dumps(content))
-    assert len(read_events(tmp_path / "data.json")["all"]) == 2
+    assert len(read_events(tmp_path / "data.json")) == 2
 
 
 def test_the_first_interval_may_count_from_anything(tmp_path: Path) -> None:
     content = changed(time_since_last_event=[7.0, 1.0, 2.0])
     (tmp_path / "data.json").write_text(json.dumps(content))
-    assert len(read_events(tmp_path / "data.json")["all"]) == 2
+    assert len(read_events(tmp_path / "data.json")) == 2
 
 
 def test_json_that_is_none_is_named(tmp_path: Path) -> None:
@@ -235,7 +239,7 @@ def test_splits_that_are_missing_are_named(tmp_path: Path) -> None:
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(easytpp(TRAIN)), encoding="utf-8-sig")
-    assert events_in(read_events(tmp_path / "data.json")["all"]) == from_start(TRAIN)
+    assert events_in(read_events(tmp_path / "data.json")) == from_start(TRAIN)
 
 
 # Long tables
@@ -260,7 +264,7 @@ def test_the_rows_of_sequences_may_be_mixed(tmp_path: Path, suffix: str) -> None
     """Within each, they stand in order."""
     frame = long_table(TRAIN).sort_values("time", kind="stable")
     write_table(frame, tmp_path / f"all{suffix}")
-    table = read_events(tmp_path / f"all{suffix}")["all"]
+    table = read_events(tmp_path / f"all{suffix}")
     names = list(dict.fromkeys(frame["sequence"]))
     assert table.names.tolist() == names
     assert events_in(table) == [TRAIN[int(name.removeprefix("user"))] for name in names]
@@ -273,14 +277,14 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     names = {"sequence": "user", "time": "at", "mark": "what"}
     frame = long_table(TEST).rename(columns=names).assign(time="x", more=1)
     write_table(frame, tmp_path / "a.csv")
-    assert events_in(read_events(tmp_path / "a.csv", columns=("user", "at", "what"))["all"]) == TEST
+    assert events_in(read_events(tmp_path / "a.csv", columns=("user", "at", "what"))) == TEST
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_marks_may_be_text(tmp_path: Path, suffix: str) -> None:
     frame = pd.DataFrame({"sequence": 1, "time": [0.5, 1, 2], "mark": ["buy", "NA", "1"]})
     write_table(frame, tmp_path / f"a{suffix}")
-    table = read_events(tmp_path / f"a{suffix}")["all"]
+    table = read_events(tmp_path / f"a{suffix}")
     assert table.marks.tolist() == ["buy", "NA", "1"]
     assert table.vocabulary == ["1", "NA", "buy"]
     assert table.names.tolist() == ["1"]
@@ -288,12 +292,12 @@ def test_marks_may_be_text(tmp_path: Path, suffix: str) -> None:
 
 def test_marks_may_be_whole_floats(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\na,1,2.0\na,2,-3\n")
-    assert read_events(tmp_path / "a.csv")["all"].marks.tolist() == [2, -3]
+    assert read_events(tmp_path / "a.csv").marks.tolist() == [2, -3]
 
 
 def test_sequences_and_marks_of_a_csv_are_as_it_spells_them(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\n01,1,01\n1,2,1\n01,3,1\n1.0,4,10\n")
-    table = read_events(tmp_path / "a.csv")["all"]
+    table = read_events(tmp_path / "a.csv")
     assert table.names.tolist() == ["01", "1", "1.0"]
     assert events_in(table) == [([1, 3], ["01", "1"]), ([2], ["1"]), ([4], ["10"])]
 
@@ -315,22 +319,22 @@ def test_marks_of_a_csv_are_numbers_where_that_changes_none(
 ) -> None:
     rows = "".join(f"a,{time},{mark}\n" for time, mark in enumerate(spelled))
     (tmp_path / "a.csv").write_text(f"sequence,time,mark\n{rows}")
-    assert read_events(tmp_path / "a.csv")["all"].marks.tolist() == marks
+    assert read_events(tmp_path / "a.csv").marks.tolist() == marks
 
 
 def test_a_parquet_file_has_types_of_its_own(tmp_path: Path) -> None:
     frame = pd.DataFrame({"sequence": [1, 1], "time": [0.5, 1], "mark": ["1", "2"]})
     write_table(frame, tmp_path / "a.parquet")
     write_table(frame.astype({"mark": int}), tmp_path / "b.parquet")
-    assert read_events(tmp_path / "a.parquet")["all"].marks.tolist() == ["1", "2"]
-    assert read_events(tmp_path / "b.parquet")["all"].marks.tolist() == [1, 2]
+    assert read_events(tmp_path / "a.parquet").marks.tolist() == ["1", "2"]
+    assert read_events(tmp_path / "b.parquet").marks.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
 def test_durations_count_as_seconds(tmp_path: Path, unit: str) -> None:
     times = pd.to_timedelta([0, 1500, 86_400_000], unit="ms").as_unit(unit)
     write_table(pd.DataFrame({"sequence": "a", "time": times, "mark": 0}), tmp_path / "a.parquet")
-    assert read_events(tmp_path / "a.parquet")["all"].times.tolist() == [0, 1.5, 86400]
+    assert read_events(tmp_path / "a.parquet").times.tolist() == [0, 1.5, 86400]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -346,13 +350,13 @@ def test_timestamps_are_seconds_since_1970(tmp_path: Path, zone: str | None) -> 
     times = times.tz_convert(zone) if zone else times
     frame = pd.DataFrame({"sequence": "a", "time": times, "mark": 0})
     write_table(frame, tmp_path / "a.parquet")
-    times = read_events(tmp_path / "a.parquet")["all"].times
+    times = read_events(tmp_path / "a.parquet").times
     assert times == pytest.approx([1e9, 1e9 + 0.125], rel=0, abs=2e-7)
 
 
 def test_blank_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\n\na,1,1\n\na,2,1\n\n")
-    table = read_events(tmp_path / "a.csv")["all"]
+    table = read_events(tmp_path / "a.csv")
     assert events_in(table) == [([1, 2], [1, 1])]
     assert table.where(1).endswith("a.csv, line 5")
 
@@ -421,7 +425,7 @@ PARTS = pytest.mark.parametrize("write", [parts_as_one_file, parts_as_pickles, p
 @PARTS
 def test_validation_without_events_counts_as_none(tmp_path: Path, write: Callable) -> None:
     found = read_events(write(tmp_path, train=TRAIN, dev=[], test=TEST))
-    assert {split: len(table) for split, table in found.items()} == {"train": 9, "test": 5}
+    assert {part: len(table) for part, table in found.items()} == {Part.TRAIN: 9, Part.TEST: 5}
 
 
 @PARTS
@@ -462,7 +466,7 @@ def test_a_data_set_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_read(read_events("easytpp/taxi"), from_start)
     found = read_events("someone/taxi", "huggingface")
     assert asked == ["easytpp/taxi", "someone/taxi"]
-    assert found["test"].where(1) == "someone/taxi, test, sequence 1, event 2"
+    assert found[Part.TEST].where(1) == "someone/taxi, test, sequence 1, event 2"
 
 
 def test_the_hub_takes_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,6 +499,6 @@ def test_a_folder_named_like_a_data_set_is_a_folder(
     (tmp_path / "easytpp").mkdir()
     write_folds(tmp_path / "easytpp" / "taxi")
     monkeypatch.chdir(tmp_path)
-    assert len(read_events("easytpp/taxi")["test"]) == 40
+    assert len(read_events("easytpp/taxi")[Part.TEST]) == 40
     (tmp_path / "easytpp" / "taxi.json").write_text(json.dumps(easytpp(TEST)))
-    assert len(read_events("easytpp/taxi.json")["all"]) == len(TEST)
+    assert len(read_events("easytpp/taxi.json")) == len(TEST)
