@@ -1,4 +1,4 @@
-"""What the user is told: one sentence out of an argument parser's report, and no noise."""
+"""What the user is told: one sentence in place of an argument parser's report, and no noise."""
 
 import difflib
 import logging
@@ -10,12 +10,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
-# Lines of jsonargparse that tell how it looked, not what is wrong.
+# These lines of jsonargparse tell how it searched, not what is wrong.
 _NOISE = re.compile(
     r"Does not validate against any|^Subtypes:|^Errors:|Expected a <class 'NoneType'>|"
     r"^Given value"
 )
-# How it reports a name that it does not know, on the command line and in a file.
+# So it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
     r"does not accept option '(\S+)'|argument subcommand: invalid choice: '(\S+)'"

@@ -1,4 +1,4 @@
-"""Predictions at the points of a file, into a file."""
+"""Predictions at the points of one file, written into another."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ def write_predictions(
 
     Args:
         model: the neural process; predicts in evaluation mode.
-        state: of one task's context.
-        targets: names the columns of the inputs.
+        state: that of one task's context.
+        targets: the file, with the names of its input columns.
         path: a Parquet or CSV file.
         outputs: names of the outputs; by default y0, y1, ….
         on_rows: called after each chunk with its number of rows.

@@ -112,7 +112,7 @@ class PointTable:
             raise InputError(f"{self.path} cannot be read: {reason}") from error
 
     def _open_parquet(self) -> pyarrow.parquet.ParquetFile:
-        # With a buffer and nothing read ahead: else whole row groups are in memory, or the file.
+        # Without a buffer, or reading ahead, whole row groups or the whole file would be in memory.
         file = pa.parquet.ParquetFile(self.path, buffer_size=_BLOCK, pre_buffer=False)
         self._check_columns(file.schema_arrow.names)
         for name in (*self.x, *self.y):
@@ -126,7 +126,7 @@ class PointTable:
         read = pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
         with pa.csv.open_csv(self._stream(), read) as file:
             self._check_columns(file.schema.names)
-            # What the first rows look like is not enough: after 1 and 2 may come 2.5.
+            # The first rows do not tell the type: after 1 and 2 may come 2.5.
             empty = (field.name for field in file.schema if pa.types.is_null(field.type))
             types = dict.fromkeys(empty, pa.string())
             types |= dict.fromkeys((*self.x, *self.y), pa.float64())

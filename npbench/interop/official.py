@@ -17,7 +17,7 @@ from npbench import models
 from npbench.errors import InputError
 from npbench.models import NeuralProcess
 
-# Official constructor arguments → ours.
+# Official constructor arguments, and ours.
 _DIMS = {"dim_x": "dim_x", "dim_y": "dim_y"}
 _LAYERS = _DIMS | {
     "d_model": "dim_model",
@@ -45,10 +45,10 @@ _POOLED = _DIMS | {
 }
 _ATTENTIVE = _POOLED | {"enc_v_depth": "value_depth", "enc_qk_depth": "query_depth"}
 _LATENT = {"dim_lat": "dim_latent"}
-# Arguments of how the official code computes, not of what; and one that equals another.
+# These say how the official code computes, not what; and one of them always equals another.
 _IGNORED = {"CMAB_block_size", "diag_depth"}
 
-# Official parameter names → ours: regular expressions, applied one after the other.
+# Regular expressions that turn official parameter names into ours, applied one after the other.
 _DECODER_NAMES = [
     (r"^query_embedder\.", "decoder.embed."),
     (r"^norm\.", "decoder.norm."),
@@ -102,7 +102,7 @@ _TNP_NAMES = [
     *_TRANSFORMER_NAMES,
 ]
 _JOINT_NAMES = [
-    # The diagonal head of the model that it extends, which it does not use.
+    # The official model does not use the diagonal head of the model that it extends.
     (r"^predictor\.", "unused."),
     (r"^mean_net\.", "head.mean."),
     (r"^std_encoder\.layers\.", "head.std_layers."),
@@ -212,7 +212,7 @@ def load_weights(
     if type(ours) is not official.model:
         raise InputError(f"{model} is a {official.model.__name__}, not a {type(ours).__name__}")
     if not isinstance(state_dict, Mapping):
-        state_dict = _read(Path(state_dict))
+        state_dict = _load_parameters(Path(state_dict))
     # DataParallel puts "module." before all names.
     named = {name.removeprefix("module."): weight for name, weight in state_dict.items()}
     weights = _reshape({_rename(name, official.names): w for name, w in named.items()})
@@ -239,12 +239,12 @@ def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if name.startswith("unused."):
             continue
-        if ".in_proj." in name and weight.ndim:  # q, k and v on top of each other
+        if ".in_proj." in name and weight.ndim:  # q, k and v lie on top of each other
             dim_model = len(weight) // 3
             ours[name.replace("in_proj", "to_q")] = weight[:dim_model]
             ours[name.replace("in_proj", "to_kv")] = weight[dim_model:]
         elif (joined := name.replace(".context.", ".")) != name and joined in weights:
-            # the bootstrap's part of the head's first layer
+            # this is the bootstrap's part of the head's first layer
             ours[joined] = torch.cat([weights[joined], weight], dim=1)
         else:
             ours.setdefault(name, weight)
@@ -269,7 +269,7 @@ def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
     )
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _load_parameters(path: Path) -> Mapping[str, Tensor]:
     """The parameters in an official checkpoint: {"model": state_dict, …}, or the dict itself."""
     with path.open("rb") as file:
         try:

@@ -21,7 +21,7 @@ from torch.distributions import (
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
 from npbench.errors import InputError
 
-# What may be added to a variance to make a covariance positive definite, smallest first.
+# Numbers that a variance may get added until a covariance is positive definite.
 _JITTERS = [10.0**exponent for exponent in range(-8, 1)]
 
 
@@ -67,7 +67,7 @@ def independent_normal(
 
 
 def equal_mixture(components: Independent) -> MixtureSameFamily:
-    """The equal mixture of components with batch shape [samples, B, M]: batch shape [B, M]."""
+    """The equal mixture, of batch shape [B, M], of components of batch shape [samples, B, M]."""
     normal = components.base_dist
     mean, std = (z.movedim(0, -2) for z in (normal.loc, normal.scale))
     weights = Categorical(logits=torch.zeros_like(mean[..., 0]), validate_args=False)
@@ -130,7 +130,7 @@ class JointGaussian(nn.Module):
         encoding: Float[Tensor, "batch target dim_model"],
         mask: Bool[Tensor, "batch target"] | None = None,
     ) -> MultivariateNormal | LowRankMultivariateNormal:
-        """The distribution of the targets' values; at padding, standard normals of their own."""
+        """The distribution of the targets' values; padding has standard normals of its own."""
         attention_mask = None if mask is None else mask[:, None]
         h = encoding
         for layer in self.std_layers:
@@ -180,7 +180,7 @@ class JointGaussian(nn.Module):
 
     @torch.compiler.disable
     def _repair(self, diagonal: Tensor, is_broken: Callable[[Tensor], Tensor]) -> Tensor:
-        """The diagonal, with the smallest jitter for each task that `is_broken` without."""
+        """The diagonal; each task that `is_broken` gets the smallest jitter that mends it."""
         with torch.no_grad():
             jitter = torch.zeros_like(diagonal[..., :1])
             for more in _JITTERS:
@@ -199,7 +199,7 @@ class JointGaussian(nn.Module):
 
 
 class _LowRankNormal(LowRankMultivariateNormal):
-    r"""With a log-density that rounding cannot make too high.
+    r"""A low-rank normal whose log-density cannot come out too high by rounding.
 
     With $C = I + P^\top D^{-1} P$ and $b = C^{-1} P^\top D^{-1} x$,
 

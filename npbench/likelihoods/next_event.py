@@ -15,10 +15,10 @@ from npbench.blocks import MLP
 from npbench.errors import InputError
 from npbench.structure import TensorRecord
 
-# Halvings of the interval of a quantile: enough for float64.
+# How often the interval of a quantile is halved; so many times are enough for float64.
 _BISECTIONS = 60
-# Of the log of a component's width: none collapses onto one interval, and none is so wide that
-# its mean, e^(σ²/2) times its median, hides those of all others.
+# Bounds of the log of a component's width: no component collapses onto one interval, and none is
+# so wide that its mean, e^(σ²/2) times its median, hides the means of all others.
 _LEAST_LOG_STD, _MOST_LOG_STD = -5.0, math.log(2.0)
 
 
@@ -62,7 +62,7 @@ class NextEvent(TensorRecord):
         return self.mark_logits.shape[:-1]
 
     def __getitem__(self, index: Any) -> "NextEvent":
-        """Those at an index of the batch dimensions, such as `[:, -1]`."""
+        """The distributions at an index of the batch dimensions, such as `[:, -1]`."""
         return self.map(lambda tensor: tensor[index])
 
     def log_prob(
@@ -86,12 +86,12 @@ class NextEvent(TensorRecord):
         return log_probs.gather(-1, mark.long().expand(shape)[..., None])[..., 0]
 
     def log_survival(self, tau: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """log P(the next event comes later than τ): that of an observation that ends there."""
+        """log P(the next event comes later than τ): the log-likelihood of having seen none by τ."""
         z = self._standardised(self._log(tau))
         return (self.log_weights + torch.special.log_ndtr(-z)).logsumexp(dim=-1)
 
     def cdf(self, tau: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """P(the next event comes by τ): uniform over true intervals, if the model is right."""
+        """P(the next event comes by τ); of true intervals it is uniform, if the model is right."""
         z = self._standardised(self._log(tau))
         return (self.log_weights.exp() * torch.special.ndtr(z)).sum(dim=-1)
 
@@ -123,7 +123,7 @@ class NextEvent(TensorRecord):
     def mean(self) -> Float[Tensor, "*batch"]:
         r"""The mean of τ, $\sum_c w_c e^{\mu_c + \sigma_c^2 / 2}$.
 
-        Huge where a component is wide: the median is the steadier prediction.
+        It is huge where a component is wide; the median is the steadier prediction.
         """
         log_means = self.log_mean + 0.5 * self.log_std.square()
         return (self.log_weights + log_means).logsumexp(dim=-1).exp()
@@ -159,14 +159,14 @@ class NextEventHead(nn.Module):
 
     $$[\log w, \mu, \log \sigma] = \mathrm{MLP}(h), \qquad l = \mathrm{MLP}(h)$$
 
-    of log τ in units of its mean m and standard deviation s: $\mu_c = m + s \mu$ and
-    $\sigma_c = s \sigma$, with $-5 < \log \sigma < \log 2$.
+    where μ and σ count log τ in units of its mean m and standard deviation s: $\mu_c = m + s \mu$
+    and $\sigma_c = s \sigma$, with $-5 < \log \sigma < \log 2$.
 
     Args:
         dim_in: width of h.
         dim_hidden: width of the MLPs.
         num_marks: number K of marks.
-        num_components: of the log-normal mixture.
+        num_components: number of log-normals of the mixture.
         floor: least τ; see `NextEvent`.
     """
 
@@ -184,7 +184,7 @@ class NextEventHead(nn.Module):
         log_mean: Float[Tensor, ""],
         log_std: Float[Tensor, ""],
     ) -> NextEvent:
-        # Under autocast too: bfloat16 would tell few values of log τ apart.
+        # Float32 stays under autocast too, as bfloat16 would tell few values of log τ apart.
         time, mark = (mlp(history).to(log_mean.dtype) for mlp in (self.time, self.mark))
         logits, mean, raw = time.chunk(3, dim=-1)
         bound = torch.where(raw < 0, _LEAST_LOG_STD, _MOST_LOG_STD)

@@ -1,4 +1,4 @@
-"""Metrics over many batches and devices: sums that add up across both."""
+"""Metrics, whose sums add up over many batches and devices."""
 
 from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
 from npbench.metrics.regression import Coverage, RegressionMetrics, StandardError, TaskMean

@@ -42,9 +42,9 @@ class PerEvent(Metric):
 
 
 class MedianAbsoluteError(Metric):
-    """The median of |prediction − truth|; of an even number, the mean of the two in the middle.
+    """The median of |prediction − truth|; for an even number, the mean of the two in the middle.
 
-    Keeps every error: four bytes an event.
+    It keeps every error, which takes four bytes an event.
 
     Example:
         >>> metric = MedianAbsoluteError()
@@ -64,9 +64,9 @@ class MedianAbsoluteError(Metric):
         self.errors.append((prediction.double() - truth).abs().float())
 
     def compute(self) -> Tensor:
-        # A list until those of all processes have been gathered.
+        # The errors are a list until those of all processes have been gathered.
         errors = dim_zero_cat(self.errors) if len(self.errors) else torch.tensor(torch.nan)
-        # Torch's median is the lower of two.
+        # Torch gives the lower of the two numbers in the middle.
         return (errors.median() - errors.neg().median()) / 2
 
 
@@ -75,12 +75,12 @@ class KolmogorovSmirnov(Metric):
 
     $$D = \sup_u |F_n(u) - u|$$
 
-    with $F_n$ the empirical distribution function. By the time-rescaling theorem values
-    $u = F(\tau)$ of a right model are uniform; D of n such values is about $0.87 / \sqrt n$. Taken
-    at the edges of bins of equal width, it is too small by one such width at most.
+    where $F_n$ is the empirical distribution function. By the time-rescaling theorem the values
+    $u = F(\tau)$ of a right model are uniform; D of n such values is about $0.87 / \sqrt n$. It is
+    taken at the edges of bins of equal width, and too small by one such width at most.
 
     Args:
-        num_bins: how many.
+        num_bins: number of bins.
 
     Example:
         >>> metric = KolmogorovSmirnov()
@@ -112,11 +112,11 @@ class KolmogorovSmirnov(Metric):
 class EventMetrics(nn.Module):
     """All that is measured of a model on event sequences, by name.
 
-    Per predicted event, padding left out:
+    Numbers are per predicted event, without padding:
 
-    - `nll`, the negative log-likelihood in nats, of times in the data's own unit: the sum of
-      `nll_time`, of `nll_mark`, and, where it is known until when sequences were observed, of
-      `nll_survival`, of no event from the last until then;
+    - `nll`, the negative log-likelihood in nats, where times have the data's own unit. It is the
+      sum of `nll_time`, `nll_mark` and, where the ends of the sequences are known, `nll_survival`,
+      which says that no event came between the last and the end;
     - `rmse` of the mean of τ, which follows the rarest, longest intervals; infinite if one of the
       means exceeds all numbers;
     - `rmse_median` and `median_absolute_error` of the median of τ;
@@ -131,7 +131,7 @@ class EventMetrics(nn.Module):
         super().__init__()
         names = ("nll", "nll_time", "nll_mark", "nll_survival", "accuracy", "gap")
         self.per_event = nn.ModuleDict({name: PerEvent() for name in names})
-        # In float64, as the square of a mean may exceed what float32 holds.
+        # The square of a mean may exceed what float32 holds.
         self.rmse, self.rmse_median = (
             MeanSquaredError(squared=False).set_dtype(torch.float64) for _ in range(2)
         )
@@ -142,7 +142,7 @@ class EventMetrics(nn.Module):
         """Add a batch; returns the metrics that apply to it.
 
         Args:
-            sequences: of which all events but the first were predicted.
+            sequences: the events, all but the first of which were predicted.
             evaluation: what the model says of them.
         """
         predicted = sequences.predicted

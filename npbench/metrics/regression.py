@@ -54,8 +54,8 @@ class StandardError(TaskMean):
 class Coverage(Metric):
     """The share of values inside the central interval that should hold `level` of them.
 
-    Calibrated predictions have a coverage equal to the level; below it they are too sure of
-    themselves.
+    Calibrated predictions have a coverage equal to the level; predictions whose coverage is below
+    it are too sure of themselves.
 
     Args:
         level: probability of the interval, between 0 and 1.
@@ -114,7 +114,7 @@ class RegressionMetrics(nn.Module):
         """Add a batch; returns the metrics that apply to it.
 
         Args:
-            task: with its targets' true values.
+            task: the tasks, with their targets' true values.
             evaluation: what the model says of them.
             jointly: whether the model scores all targets together, so that the gap is one to the
                 exact joint log-likelihood.

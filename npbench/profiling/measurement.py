@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from npbench.errors import InputError
 
-# Bytes that CUDA's allocator takes from its cache rather than from the device.
+# CUDA's allocator takes pieces of so many bytes from its cache rather than from the device.
 _PIECE = 2**24
 
 
@@ -56,7 +56,7 @@ def measure(
     if repeats < 1:
         raise InputError(f"repeats={repeats} must be 1 or more")
     device = torch.device(device)
-    gc.collect()  # which would else come at any time, and take long
+    gc.collect()  # otherwise it would come at any time, and take long
     try:
         if device.type == "cuda":
             return _measure_cuda(function, device, repeats)
@@ -143,8 +143,10 @@ def _measure_cuda(function: Callable[[], Any], device: torch.device, repeats: in
 
 
 def _raise_peak(peak: int) -> None:
-    """Bring the allocator's highest mark, which others read too, back to where it was: by holding
-    as much for a moment, in pieces that fit into what it has cached."""
+    """Bring the allocator's highest mark, on which others rely too, back to where it was.
+
+    It holds as much memory for a moment, in pieces that fit into what the allocator has cached.
+    """
     if torch.cuda.max_memory_allocated() >= peak:
         return
     missing = peak - torch.cuda.memory_allocated()

@@ -90,8 +90,8 @@ def profile(
     - update: the state after one more point;
     - train: the loss and its gradients, on context and targets.
 
-    Of an event model the context is the history, of so many events. It is queried for the next one,
-    updated by it, and trained to predict all of the history.
+    The context of an event model is a history of so many events. The model is queried for the next
+    event, updated by it, and trained to predict all of the history.
 
     The model, its gradients and torch's random state are left as they were.
 
@@ -99,14 +99,14 @@ def profile(
         model: on `device`.
         context_sizes: numbers of context points or events, ascending.
         num_targets: number of targets, in query and train; an event model has none.
-        phases: which to measure.
+        phases: those to measure.
         device: where the model is.
-        time_limit: seconds a call may take: a phase is left out from the size on for which its time
-            at the size before, growing with the square, foretells more.
+        time_limit: seconds that a call may take. A phase is left out from that size on for which
+            its time at the size before, if it grows with the square, foretells more.
 
     Yields:
-        One row a size and phase: `num_context`, `phase`, `peak_bytes` and `seconds`, as of
-        `Measurement`; a phase that was left out has none.
+        One row a size and phase, with `num_context`, `phase`, and the `peak_bytes` and `seconds`
+        of `Measurement`; a phase that was left out has no row.
 
     Raises:
         InputError: on an unknown phase.
@@ -126,8 +126,9 @@ def profile(
 
 
 def profile_figure(profiles: dict[str, pd.DataFrame]) -> Figure:
-    """Peak memory (above) and time (below) against the context's size: a column a phase, a line a
-    model.
+    """Peak memory (above) and time (below) against the context's size.
+
+    There is a column for each phase, and a line for each model.
 
     Args:
         profiles: the rows of `profile`, by the model's name.
