@@ -1,4 +1,4 @@
-"""Data modules: every batch that they give is an `npbench.Task`, or `npbench.EventSequences`."""
+"""Data modules. Every batch of theirs is an `npbench.Task` or an `npbench.EventSequences`."""
 
 from datamodules.events import (
     EventSequenceDataModule,

@@ -15,7 +15,7 @@ from npbench.task import Exact, Task
 
 @dataclass(frozen=True)
 class GPDraw:
-    """All the randomness of a batch of tasks: who draws it, and in which order, is theirs.
+    """All the random numbers of a batch of tasks. Whoever draws them chooses the order.
 
     The first `num_context` points of a task are its context, the next `num_target` its targets.
     """
@@ -29,7 +29,7 @@ class GPDraw:
 
     @classmethod
     def stack(cls, draws: list["GPDraw"]) -> "GPDraw":
-        """Several draws of the same number of points as one."""
+        """Join several draws, which have the same number of points, into one."""
 
         def cat(name: str) -> Tensor:
             return torch.cat([getattr(draw, name) for draw in draws])
@@ -45,15 +45,15 @@ class GPDraw:
 
 
 def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bool) -> Task:
-    r"""The tasks of a draw, in float64 throughout and float32 at the end.
+    r"""The tasks of a draw, computed in float64 and returned in float32.
 
     With $L L^\top = K(x, x) + \sigma^2 I$ and white noise $\epsilon$, the values are
-    $y = L \epsilon$. The first rows of L belong to the first points alone, so that the factor that
+    $y = L \epsilon$. The first rows of L belong to the first points alone, and so the factor that
     draws a task also answers it: with the context first, $p(y_t \mid y_c)$ has mean
     $L_{tc} \epsilon_c$ and covariance $L_{tt} L_{tt}^\top$, and the joint density of the targets
     is that of their own $\epsilon$ over $\prod L_{ii}$.
 
-    `exact` is None where outliers were added, as the Gaussian process is then not the truth.
+    `exact` is None where outliers were added, because the Gaussian process is not the truth then.
     """
     with torch.no_grad():
         x = draw.x.double()
@@ -68,7 +68,7 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
 
 
 def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(mean, std) at every point given the context, and both log-likelihoods per target."""
+    """The mean and std of every point given the context, and both log-likelihoods per target."""
     position = torch.arange(factor.shape[-1])
     is_context = position < draw.num_context[:, None]
     is_target = ~is_context & (position < (draw.num_context + draw.num_target)[:, None])
@@ -79,7 +79,7 @@ def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Ten
     def per_target(log_density: Tensor) -> Tensor:
         return log_density.sum(-1).masked_fill(~is_target, 0.0).sum(-1) / draw.num_target
 
-    # The context's own rows have a std of 0: 1 keeps them out of the way.
+    # The std of the context points is 0, of which there is no density; 1 stands in for it.
     marginal = Normal(mean, std.masked_fill(~is_target[..., None], 1.0))
     log_pivot = factor.diagonal(dim1=-2, dim2=-1).log()[..., None]
     joint = Normal(0.0, 1.0).log_prob(draw.white) - log_pivot
@@ -89,7 +89,7 @@ def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Ten
 def _split(
     draw: GPDraw, x: Tensor, y: Tensor, exact: tuple[Tensor, Tensor, Tensor, Tensor] | None
 ) -> Task:
-    """Context and targets apart."""
+    """The task in which context and targets stand apart."""
     split = ContextTargetSplit(draw.num_context, draw.num_target)
     if exact is not None:
         mean, std, log_likelihood, joint_log_likelihood = exact
@@ -108,5 +108,5 @@ def _split(
 
 
 def outliers(shape: torch.Size, scale: float) -> Tensor:
-    """`scale`·StudentT(2.1), the official out-of-distribution contamination."""
+    """Draws from `scale`·StudentT(2.1), the official out-of-distribution contamination."""
     return scale * StudentT(torch.tensor(2.1, dtype=torch.float64)).sample(shape)

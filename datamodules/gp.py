@@ -1,4 +1,4 @@
-"""Tasks from Gaussian processes, drawn on the fly."""
+"""Regression tasks that are drawn from Gaussian processes while a model trains."""
 
 import torch
 from gpytorch.kernels import Kernel
@@ -14,7 +14,7 @@ from npbench.task import Task
 
 
 class Curriculum:
-    """Begin with another kernel's priors and move to the real ones.
+    """Begins with the priors of another kernel and moves to the real ones.
 
     The hyper-parameters of a training task are (1 − p)·h₀ + p·h, with h₀ and h drawn from the two
     priors at the same quantiles, and p rising linearly from 0 to 1 over `num_batches`.
@@ -32,28 +32,29 @@ class Curriculum:
 
 
 class GPDataModule(TaskDataModule):
-    """Regression tasks drawn from Gaussian processes, new ones at every training step.
+    """Draws regression tasks from Gaussian processes, new ones at every training step.
 
-    The batch that a rank trains on at step i is a function of (seed, rank, i): the same with any
-    number of workers, after a resume too. Evaluation task i is a function of (eval_seed, i) alone,
-    and comes with the exact Gaussian process's answer (`Task.exact`).
+    The batch that a rank trains on at step i is a function of (seed, rank, i): it is the same with
+    any number of workers, and after a resume too. Evaluation task i is a function of (eval_seed, i)
+    alone, and carries the answer of the exact Gaussian process (`Task.exact`).
 
     Args:
         dim_x: number of inputs.
-        dim_y: number of outputs, independent draws of the same process.
-        kernel: any GPyTorch kernel with priors on its hyper-parameters, drawn anew for each task;
-            by default the released code's RBF: length ~ U[0.1, 0.6), scale ~ U[0.1, 1.0).
+        dim_y: number of outputs; they are independent draws of the same process.
+        kernel: any GPyTorch kernel with priors on its hyper-parameters, which are drawn anew for
+            each task; the default is the RBF kernel of the released code, with
+            length ~ U[0.1, 0.6) and scale ~ U[0.1, 1.0).
         noise_std: standard deviation of the observation noise.
         x_range: inputs are uniform on this interval, in each dimension.
         min_num_points: fewest context points N, and fewest targets M.
         max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
-        vary_sizes: let the tasks of a training batch differ in N and M, with masks; officially they
+        vary_sizes: the tasks of a training batch differ in N and M, with masks; officially they
             share both.
         num_targets: M of every training task, whose N keeps its law; by default M is drawn.
             Evaluation tasks depend neither on this nor on `vary_sizes`.
         batch_size: tasks a training step, on each rank.
-        eval_batch_size: tasks an evaluation step; changes no result.
-        steps_per_epoch: training batches an epoch, after which comes a validation.
+        eval_batch_size: tasks an evaluation step; it changes no result.
+        steps_per_epoch: training batches an epoch; a validation follows each epoch.
         num_val_tasks: number of fixed validation tasks.
         num_test_tasks: number of fixed test tasks (officially 3,000 batches of 16).
         num_predict_tasks: number of fixed tasks for `predict`.
@@ -61,8 +62,8 @@ class GPDataModule(TaskDataModule):
             out-of-distribution setting; the exact answer is then unknown.
         pad: give all training batches the same shape, with masks (for `torch.compile`).
         curriculum: begin training with easier priors.
-        seed: of the training tasks.
-        eval_seed: of the validation, test and prediction tasks.
+        seed: seed of the training tasks.
+        eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that draw tasks; 0 draws in the training process.
 
     Example:
@@ -160,7 +161,10 @@ class GPDataModule(TaskDataModule):
         return realise(self.kernel, GPDraw.stack(draws), self.noise_std, with_exact=True)
 
     def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
-        """A task whose targets lie densely along the first input (the others at 0), in order."""
+        """A task for figures: its targets lie densely and in order along the first input.
+
+        The other inputs are 0 there.
+        """
         with seeded(Part.FIGURES, self.eval_seed, index):
             draw = self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1 + num_targets)
         context = draw.x[:, : int(draw.num_context)]

@@ -1,4 +1,4 @@
-"""GPyTorch kernels whose hyper-parameters have priors: one draw of them a task."""
+"""GPyTorch kernels whose hyper-parameters have priors, from which each task draws its own."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,8 +13,8 @@ from torch import Tensor
 class SquaredUniformPrior(UniformPrior):
     """The square of a uniform variable on [a, b).
 
-    For hyper-parameters that GPyTorch takes squared where the papers draw the root: the output
-    scale of `ScaleKernel` (a variance), and the length scale of `PeriodicKernel`.
+    It is for hyper-parameters that GPyTorch takes squared and whose root the papers draw: the
+    output scale of `ScaleKernel` (a variance), and the length scale of `PeriodicKernel`.
     """
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -26,7 +26,7 @@ class SquaredUniformPrior(UniformPrior):
 
 
 class Product(ProductKernel):
-    """The product of kernels, given as one list (which a YAML file can write)."""
+    """The product of kernels, which come as one list, so that a YAML file can write them."""
 
     def __init__(self, kernels: list[Kernel]) -> None:
         super().__init__(*kernels)
@@ -41,17 +41,17 @@ def released_rbf(length: tuple[float, float] = (0.1, 0.6)) -> Kernel:
 
 
 class RandomKernel:
-    """A kernel with priors: draws hyper-parameters, and makes batches of kernels from them."""
+    """A kernel with priors. It draws hyper-parameters and makes batches of kernels from them."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = deepcopy(kernel).double()
         self._batches: dict[int, Kernel] = {}
 
     def draw(self, batch_size: int) -> list[Tensor]:
-        """One draw from each prior for each of `batch_size` tasks, from torch's generator."""
+        """Draw from each prior once for each task, from torch's generator."""
         draws = []
         for _, module, prior, closure, _ in self._batch(batch_size).named_priors():
-            # A prior may itself have one range an input dimension.
+            # A prior may itself have a range for each input dimension.
             own = len(prior.batch_shape + prior.event_shape)
             shape = closure(module).shape
             draws.append(prior.sample(shape[: len(shape) - own]).double())
@@ -60,7 +60,7 @@ class RandomKernel:
     def covariance(
         self, x: Float[Tensor, "batch points dim_x"], hyperparameters: Sequence[Tensor]
     ) -> Float[Tensor, "batch points points"]:
-        """The covariance matrices at `x`, each task with its own hyper-parameters."""
+        """The covariance matrices at `x`; each task has its own hyper-parameters."""
         kernel = self._batch(len(x))
         for (_, module, _, _, assign), value in zip(
             kernel.named_priors(), hyperparameters, strict=True
@@ -69,10 +69,10 @@ class RandomKernel:
         return kernel(x).to_dense()
 
     def _batch(self, batch_size: int) -> Kernel:
-        """The kernel with hyper-parameters for each task; kept, as the copy is slow."""
+        """The kernel with hyper-parameters for each task. It is kept, because a copy is slow."""
         if batch_size not in self._batches:
             batch = deepcopy(self.kernel)
-            # Not `Kernel.expand_batch`: it leaves out the factors of a product.
+            # `Kernel.expand_batch` would leave out the factors of a product.
             for module in batch.modules():
                 if isinstance(module, Kernel):
                     module.batch_shape = torch.Size([batch_size])

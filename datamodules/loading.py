@@ -1,4 +1,4 @@
-"""Loaders whose batches are functions of their place, whoever asks for them."""
+"""Loaders whose batches are functions of their indices, whatever process asks for them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -30,15 +30,16 @@ class Part(IntEnum):
 
 
 class TaskDataModule(L.LightningDataModule, ABC):
-    """Loaders of training batches and of fixed evaluation tasks.
+    """Makes loaders of training batches and of fixed evaluation tasks.
 
-    A data module says what they are, by their indices; the loaders give the same whatever the
-    number of workers, and every rank its share. A run that resumes goes on with the batch after
-    the last that it trained on.
+    A subclass says what batch belongs to an index. The loaders give the same batches with any
+    number of workers, and give every rank its share. A run that resumes goes on with the batch
+    after the last one that it trained on.
 
     Args:
-        eval_batch_size: tasks an evaluation step; changes no result.
-        num_workers: processes that make tasks; 0 makes them in the training process.
+        eval_batch_size: tasks an evaluation step; it changes no result.
+        num_workers: processes that make tasks; 0 makes them in the training process. Workers are
+            forked, so that Windows needs 0, and macOS should take it.
     """
 
     def __init__(self, eval_batch_size: int, num_workers: int) -> None:
@@ -58,13 +59,16 @@ class TaskDataModule(L.LightningDataModule, ABC):
         rank, _ = self._rank_and_world_size()
         length = steps_per_epoch
         if self.trainer is not None and self.trainer.max_steps > 0:
-            # A run shorter than an epoch ends with a validation too.
+            # So a run that is shorter than an epoch ends with a validation too.
             length = min(length, self.trainer.max_steps * self.trainer.accumulate_grad_batches)
         batches = _Batches(lambda index: self.training_batch(index, rank), length)
         return _ResumableLoader(batches, self._batches_done, **self._loader_options())
 
     def _evaluation_loader(self, num_tasks: int, part: Part) -> DataLoader:
-        """This rank's share of the fixed tasks: every `world_size`-th, none twice, none lost."""
+        """A loader of the fixed tasks of this rank: every `world_size`-th one.
+
+        All ranks together have each task once.
+        """
         rank, world_size = self._rank_and_world_size()
         if num_tasks < world_size:
             raise InputError(
@@ -78,11 +82,11 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return DataLoader(batches, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
-        # Each pass of a loader draws a seed for its workers: here from a generator of its own, so
-        # that torch's random state stays as it is.
+        # Each pass of a loader draws a seed for its workers. It takes that from a generator of its
+        # own, so that torch's random state stays as it is.
         options = {"batch_size": None, "generator": torch.Generator()}
         if self.num_workers:
-            # GPyTorch's priors cannot be pickled, which other ways to start a worker would do.
+            # Other ways to start a worker would pickle GPyTorch's priors, which cannot be pickled.
             options |= {"num_workers": self.num_workers, "multiprocessing_context": "fork"}
         return options
 
@@ -92,14 +96,14 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _batches_done(self) -> int:
-        """Batches that this run has trained on, those before a resume included."""
+        """The number of batches that this run has trained on, with those before a resume."""
         if self.trainer is None:
             return 0
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def at_least_one(**arguments: int) -> None:
-    """Check arguments that are numbers of things.
+    """Check that each of these arguments is 1 or more.
 
     Raises:
         InputError: if one is below 1; names it.
@@ -110,7 +114,7 @@ def at_least_one(**arguments: int) -> None:
 
 
 class _Batches(IterableDataset):
-    """`batch(first), batch(first + 1), …`, shared out among the loader's workers in order."""
+    """Yields `batch(first), batch(first + 1), …`; the workers of a loader take turns in order."""
 
     def __init__(self, batch: Callable[[int], Task | EventSequences], length: int) -> None:
         self.batch = batch
@@ -130,8 +134,8 @@ class _Batches(IterableDataset):
 class _ResumableLoader(DataLoader):
     """A loader that begins each epoch at the batch that the run has come to.
 
-    The position is the trainer's own progress, which its checkpoints hold. `state_dict` and
-    `load_state_dict` tell Lightning that a run may resume in the middle of an epoch.
+    The trainer knows that batch, and its checkpoints hold it. Lightning resumes a run in the middle
+    of an epoch only if the loader has `state_dict` and `load_state_dict`.
     """
 
     def __init__(self, batches: _Batches, batches_done: Callable[[], int], **options: Any) -> None:
@@ -139,8 +143,8 @@ class _ResumableLoader(DataLoader):
         self.batches_done = batches_done
 
     def __iter__(self) -> Iterator[Task | EventSequences]:
-        # Run at the first batch, and not when Lightning asks for an iterator: it does so before it
-        # has restored its progress, to count the steps of a schedule.
+        # This runs when the first batch is taken, and not when Lightning asks for an iterator: it
+        # asks before it has restored its progress, to count the steps of a schedule.
         self.dataset.first = self.batches_done()
         yield from super().__iter__()
 
@@ -148,4 +152,4 @@ class _ResumableLoader(DataLoader):
         return {"batches_done": self.batches_done()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing to do: the trainer's progress is restored by itself."""
+        """Do nothing, because the trainer restores its progress itself."""

@@ -98,10 +98,10 @@ class TaskSizes:
 
 @dataclass(frozen=True)
 class ContextTargetSplit:
-    """Of the points of each task the first N are its context and the next M its targets.
+    """Splits the points of each task: the first N are its context and the next M its targets.
 
-    Where the tasks of a batch differ in N or M there are zeros behind the points, and masks that
-    mark the real ones; where they do not, the masks are None.
+    Where the tasks of a batch differ in N or M, zeros follow the points and masks mark the real
+    ones; where they do not differ, the masks are None.
     """
 
     num_context: Int[Tensor, "batch"]
@@ -109,27 +109,31 @@ class ContextTargetSplit:
 
     @property
     def num_points(self) -> int:
-        """Points of the largest task."""
+        """The number of points of the largest task."""
         return int((self.num_context + self.num_target).max())
 
     def context(
         self, values: Float[Tensor, "batch points dim"]
     ) -> Float[Tensor, "batch context dim"]:
+        """The values of the context points, 0 at padding."""
         return _masked(values[:, : int(self.num_context.max())], self.context_mask)
 
     def targets(
         self, values: Float[Tensor, "batch points dim"]
     ) -> Float[Tensor, "batch target dim"]:
+        """The values of the targets, 0 at padding."""
         index = self.num_context[:, None] + torch.arange(int(self.num_target.max()))
         index = index.clamp(max=values.shape[1] - 1).to(values.device)
         return _masked(values.take_along_dim(index[..., None], dim=1), self.target_mask)
 
     @property
     def context_mask(self) -> Bool[Tensor, "batch context"] | None:
+        """True at the real context points; None where all are real."""
         return _mask(self.num_context)
 
     @property
     def target_mask(self) -> Bool[Tensor, "batch target"] | None:
+        """True at the real targets; None where all are real."""
         return _mask(self.num_target)
 
 

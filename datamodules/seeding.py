@@ -1,4 +1,4 @@
-"""Randomness as a function of a key."""
+"""Random numbers that are a function of a key."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ import torch
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed torch's CPU generator by `key` inside the block, and put it back as it was after.
+    """Seed torch's CPU generator by `key` inside the block, and restore it afterwards.
 
-    Keys that differ anywhere, in length too, give independent streams.
+    Keys that differ anywhere, in length too, give independent streams. A `Part` counts as its
+    number.
     """
     generator = torch.default_generator
     state = generator.get_state()
@@ -24,5 +25,8 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def uniform_hash(name: str) -> float:
-    """A number in [0, 1) that the name decides: which split it belongs to, whatever others do."""
+    """A number in [0, 1) that depends on the name alone.
+
+    It says to which part of the data something belongs, whatever else is in the data.
+    """
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48

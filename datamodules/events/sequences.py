@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from torch.utils.data import DataLoader
 
 from datamodules.events.base import EventDataModule, EventWindows
-from datamodules.events.formats.detect import EventFormat, read_events
+from datamodules.events.formats.detect import EventFormat, load_events
 from datamodules.events.formats.event_table import (
     EventTable,
     OnDisorder,
@@ -131,7 +131,7 @@ class EventSequenceDataModule(EventDataModule):
     def vocabulary(self) -> Vocabulary:
         """The marks as the data have them, in the order of their indices: that of the training
         sequences, until another is set."""
-        return self._read[0] if self._given is None else self._given
+        return self._loaded[0] if self._given is None else self._given
 
     @vocabulary.setter
     def vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -153,7 +153,7 @@ class EventSequenceDataModule(EventDataModule):
             table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
                 windows' numbers, clocks and the marks' indices; null where the event is unknown.
         """
-        windows, labels = self.windows(Part.PREDICT), pa.array(self._read[1][Part.TEST].labels)
+        windows, labels = self.windows(Part.PREDICT), pa.array(self._loaded[1][Part.TEST].labels)
         is_last = np.diff(windows.sequence, append=-1) != 0
         known = pc.is_valid(table["time"]).to_numpy()
         table = table.filter(pa.array(known | is_last[table["sequence"].to_numpy()]))
@@ -170,9 +170,9 @@ class EventSequenceDataModule(EventDataModule):
         return table
 
     @cached_property
-    def _read(self) -> tuple[Vocabulary, dict[Part, EventTable]]:
+    def _loaded(self) -> tuple[Vocabulary, dict[Part, EventTable]]:
         """The vocabulary, and the sequences of each part, with marks as the data have them."""
-        found = read_events(self.path, self.format, self.fold, self.columns)
+        found = load_events(self.path, self.format, self.fold, self.columns)
         if isinstance(found, EventTable):
             whole = found.mended(self.on_disorder, self.on_duplicates)
             test, others = whole.split_off(self.test_share)
@@ -189,7 +189,7 @@ class EventSequenceDataModule(EventDataModule):
 
     def prepare_data(self) -> None:
         """Read the files: first in one process, which leaves downloads to the others."""
-        _ = self._read
+        _ = self._loaded
 
     def setup(self, stage: str | None = None) -> None:
         """Read the files, in every process.
@@ -200,7 +200,7 @@ class EventSequenceDataModule(EventDataModule):
         if stage is None:
             super().setup()
         else:  # the vocabulary of the module, by which marks are counted, comes after this
-            _ = self._read
+            _ = self._loaded
 
     def train_dataloader(self) -> DataLoader:
         self.setup()  # what is wrong with the test data shows before the training
@@ -209,7 +209,7 @@ class EventSequenceDataModule(EventDataModule):
     def _make_windows(self, part: Part) -> EventWindows:
         owner = "the training sequences" if self._given is None else "the model"
         held = Part.TEST if part == Part.PREDICT else part
-        table, marks = self._read[1][held].indexed(self.vocabulary, self.unknown_marks, owner)
+        table, marks = self._loaded[1][held].indexed(self.vocabulary, self.unknown_marks, owner)
         end = self.end
         if end is not None:
             if (event := first_true(table.times > end)) is not None:

@@ -111,13 +111,13 @@ class ImageDataModule(TaskDataModule):
         return self.sizes.max_targets
 
     @abstractmethod
-    def _read_images(self) -> dict[Part, ImageSet]:
+    def _load_images(self) -> dict[Part, ImageSet]:
         """`image_sets`, from files."""
 
     @cached_property
     def image_sets(self) -> dict[Part, ImageSet]:
         """The images for training, validation and tests, and perhaps for `TEST_UNSEEN`."""
-        return self._read_images()
+        return self._load_images()
 
     def prepare_data(self) -> None:
         """Read the images: first in one process, which leaves downloads and caches to the others.

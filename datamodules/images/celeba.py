@@ -113,7 +113,7 @@ class CelebADataModule(ImageDataModule):
             _download(self.root)
         super().prepare_data()
 
-    def _read_images(self) -> dict[Part, ImageSet]:
+    def _load_images(self) -> dict[Part, ImageSet]:
         if missing := self._missing():
             raise FileNotFoundError(
                 f"{self._folder} lacks {', '.join(missing)}: set download to true, or get the "
@@ -121,7 +121,7 @@ class CelebADataModule(ImageDataModule):
                 f"there"
             )
         partition_of, person_of = (
-            _read_list(self._folder / name) for name in (_PARTITION, _IDENTITY)
+            _parse_list(self._folder / name) for name in (_PARTITION, _IDENTITY)
         )
         if unknown := partition_of.keys() - person_of.keys():
             raise InputError(
@@ -169,7 +169,7 @@ class CelebADataModule(ImageDataModule):
         return [name for name in names if not (self._folder / name).exists()]
 
 
-def _read_list(path: Path) -> dict[str, int]:
+def _parse_list(path: Path) -> dict[str, int]:
     """The number of each picture: one `000001.jpg 0` a line."""
     numbers = {}
     for place, line in enumerate(path.read_text().splitlines(), start=1):

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import EMNIST
 
 from datamodules.images.base import ImageDataModule, ImageSet
-from datamodules.images.idx import find_idx, read_idx
+from datamodules.images.idx import find_idx, load_idx
 from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
 
@@ -102,7 +102,7 @@ class EMNISTDataModule(ImageDataModule):
         names = {"seen": Part.TEST, "unseen": Part.TEST_UNSEEN}
         return {n: self._test_loader(kind) for n, kind in names.items() if kind in self.image_sets}
 
-    def _read_images(self) -> dict[Part, ImageSet]:
+    def _load_images(self) -> dict[Part, ImageSet]:
         if missing := self._missing():
             raise FileNotFoundError(
                 f"{self._folder} lacks {', '.join(missing)}: set download to true, or unpack "
@@ -137,7 +137,7 @@ class EMNISTDataModule(ImageDataModule):
     def _read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images, upright, and their labels."""
         images_file, labels_file = (find_idx(self._folder / name) for name in _files(split))
-        images, labels = read_idx(images_file, num_dims=3), read_idx(labels_file, num_dims=1)
+        images, labels = load_idx(images_file, num_dims=3), load_idx(labels_file, num_dims=1)
         if images.shape != (len(labels), _SIZE, _SIZE):
             raise InputError(
                 f"{images_file} holds images of shape {images.shape}, expected ({len(labels)}, "

@@ -96,7 +96,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.on_corrupt = on_corrupt
         self.cache_dir = self.root / "npbench-cache" if cache_dir is None else Path(cache_dir)
 
-    def _read_images(self) -> dict[Part, ImageSet]:
+    def _load_images(self) -> dict[Part, ImageSet]:
         if not self.root.is_dir():
             raise FileNotFoundError(f"there is no folder {self.root}; put pictures there")
         files = {

@@ -17,7 +17,7 @@ def find_idx(path: Path) -> Path | None:
     return next((file for file in (path, zipped) if file.is_file()), None)
 
 
-def read_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, "..."]:
+def load_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, "..."]:
     """The array of bytes in an idx file, gzipped or not.
 
     An idx file is a magic number (two zero bytes, 8 for unsigned bytes, the number of dimensions),

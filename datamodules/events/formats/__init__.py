@@ -1,6 +1,6 @@
 """The file formats of event sequences, one a module; `detect` finds out which one a path has."""
 
-from datamodules.events.formats.detect import EventFormat, read_events
+from datamodules.events.formats.detect import EventFormat, load_events
 from datamodules.events.formats.event_table import (
     EventTable,
     OnDisorder,
@@ -16,5 +16,5 @@ __all__ = [
     "OnDuplicates",
     "UnknownMarks",
     "Vocabulary",
-    "read_events",
+    "load_events",
 ]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from datamodules.events.formats.easytpp import read_easytpp, read_hub
+from datamodules.events.formats.easytpp import load_easytpp, load_hub
 from datamodules.events.formats.event_table import EventTable
-from datamodules.events.formats.long_table import read_table
-from datamodules.events.formats.text_pairs import folds_in, read_text
+from datamodules.events.formats.long_table import load_table
+from datamodules.events.formats.text_pairs import folds_in, load_text_pairs
 from datamodules.loading import Part
 from npbench.errors import InputError
 
@@ -29,7 +29,7 @@ _NAMES = {
 }
 
 
-def read_events(
+def load_events(
     path: str | Path,
     format: EventFormat = "auto",
     fold: int = 1,
@@ -50,7 +50,7 @@ def read_events(
             events; if a package is missing.
         FileNotFoundError: if there are none.
     """
-    found = _read(path, format, fold, columns)
+    found = _load(path, format, fold, columns)
     if isinstance(found, EventTable):
         if not len(found.times):
             raise InputError(f"{path} holds no events")
@@ -63,31 +63,31 @@ def read_events(
     return found
 
 
-def _read(
+def _load(
     path: str | Path, format: EventFormat, fold: int, columns: Sequence[str]
 ) -> EventTable | dict[Part, EventTable]:
     if format == "auto":
         format = _find_format(path)
     if format == "huggingface":
-        return _by_part(read_hub(str(path)), str(path))
+        return _by_part(load_hub(str(path)), str(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}. {_FORMATS}")
     if format == "text":
-        return read_text(path, fold)
+        return load_text_pairs(path, fold)
     if format == "easytpp":
         if path.is_file():
-            return _by_part(read_easytpp(path), str(path))
+            return _by_part(load_easytpp(path), str(path))
         files = _files_by_part(path, _OBJECTS)
-        return {part: _only(read_easytpp(file), part) for part, file in files.items()}
+        return {part: _only(load_easytpp(file), part) for part, file in files.items()}
     if path.is_file():
-        return read_table(path, columns)
+        return load_table(path, columns)
     files = _files_by_part(path, _TABLES)
-    return {part: read_table(file, columns) for part, file in files.items()}
+    return {part: load_table(file, columns) for part, file in files.items()}
 
 
 def _find_format(path: str | Path) -> EventFormat:
-    place = Path(path)
+    file = Path(path)
     if place.is_dir():
         names = sorted(file.name for file in place.iterdir())
         if folds_in(place):

@@ -18,7 +18,7 @@ _TIMES, _INTERVALS, _MARKS = "time_since_start", "time_since_last_event", "type_
 _ROUNDING = 1e-4
 
 
-def read_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
+def load_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
     """The sequences of a file, by the names that it gives to its parts, if it has parts.
 
     A file is a list of sequences, one of them a line, or `{"train": [...], …}`. A sequence is an
@@ -49,7 +49,7 @@ def read_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
     return _table(content, f"{path}, sequence")
 
 
-def read_hub(name: str) -> dict[str, EventTable]:
+def load_hub(name: str) -> dict[str, EventTable]:
     """The sequences of a data set on the Hugging Face hub, by the names of its parts.
 
     Raises:

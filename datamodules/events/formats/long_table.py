@@ -14,7 +14,7 @@ from npbench.errors import InputError
 _WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
 
 
-def read_table(path: Path, columns: Sequence[str]) -> EventTable:
+def load_table(path: Path, columns: Sequence[str]) -> EventTable:
     """The sequences of a table, in the order of their first rows; the rows may be in any order of
     sequences.
 
@@ -30,7 +30,7 @@ def read_table(path: Path, columns: Sequence[str]) -> EventTable:
         InputError: if something is missing or no number; names the line.
     """
     sequence, time, mark = columns
-    frame, source = _read_frame(path, sequence, mark)
+    frame, source = _load_frame(path, sequence, mark)
     for name in columns:
         if name not in frame.columns:
             raise InputError(
@@ -57,7 +57,7 @@ def read_table(path: Path, columns: Sequence[str]) -> EventTable:
     )
 
 
-def _read_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str]:
+def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str]:
     """The table, each row under its number in the file, and what these numbers count."""
     try:
         if path.suffix in (".parquet", ".pq"):

@@ -17,7 +17,7 @@ def folds_in(folder: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def read_text(folder: Path, fold: int) -> dict[Part, EventTable]:
+def load_text_pairs(folder: Path, fold: int) -> dict[Part, EventTable]:
     """The sequences of one fold: `time-K-train.txt` and `-test`, marks in `event-K-….txt`.
 
     A sequence is a line of numbers with spaces between. Where a fold has no training files, its
@@ -38,12 +38,12 @@ def read_text(folder: Path, fold: int) -> dict[Part, EventTable]:
     if not sources:
         raise FileNotFoundError(f"{folder} lacks {train.name}, and has no other fold to train on")
     return {
-        Part.TRAIN: EventTable.joined([_read_pair(source) for source in sources]),
-        Part.TEST: _read_pair(folder / f"time-{fold}-test.txt"),
+        Part.TRAIN: EventTable.joined([_load_pair(source) for source in sources]),
+        Part.TEST: _load_pair(folder / f"time-{fold}-test.txt"),
     }
 
 
-def _read_pair(time_file: Path) -> EventTable:
+def _load_pair(time_file: Path) -> EventTable:
     mark_file = time_file.with_name(time_file.name.replace("time", "event", 1))
     if not mark_file.is_file():
         raise FileNotFoundError(f"{time_file} has no {mark_file.name} beside it")

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from event_files import Events, easytpp, gatech, long_table, random_events, write_folds, write_text
 
-from datamodules.events.formats.detect import read_events
+from datamodules.events.formats.detect import load_events
 from datamodules.events.formats.event_table import EventTable
 from datamodules.loading import Part
 
@@ -45,14 +45,14 @@ def assert_read(
 
 def test_text_pairs_with_training_files(tmp_path: Path) -> None:
     write_text(tmp_path, train_2=TRAIN, test_2=TEST, test_1=VAL)
-    found = read_events(tmp_path, fold=2)
+    found = load_events(tmp_path, fold=2)
     assert events_in(found[Part.TRAIN]) == TRAIN
     assert events_in(found[Part.TEST]) == TEST
 
 
 def test_text_pairs_without_are_trained_on_all_other_folds(tmp_path: Path) -> None:
     write_text(tmp_path, test_1=TRAIN, test_2=VAL, test_10=TEST)
-    found = read_events(tmp_path, "text", fold=2)
+    found = load_events(tmp_path, "text", fold=2)
     assert events_in(found[Part.TRAIN]) == TRAIN + TEST
     assert events_in(found[Part.TEST]) == VAL
 
@@ -61,7 +61,7 @@ def test_lines_may_be_empty_or_end_in_spaces(tmp_path: Path) -> None:
     write_text(tmp_path, train_1=TRAIN, test_1=[])
     (tmp_path / "time-1-test.txt").write_text("1.5 2.5 \n\n3e0\n\n")
     (tmp_path / "event-1-test.txt").write_text("7 8\n\n-9 ")
-    assert events_in(read_events(tmp_path)[Part.TEST]) == [
+    assert events_in(load_events(tmp_path)[Part.TEST]) == [
         ([1.5, 2.5], [7, 8]),
         ([], []),
         ([3], [-9]),
@@ -87,26 +87,26 @@ def test_pairs_that_do_not_fit_are_named(
     (tmp_path / "time-1-test.txt").write_text(times)
     (tmp_path / "event-1-test.txt").write_text(marks)
     with pytest.raises(ValueError, match=message):
-        read_events(tmp_path)
+        load_events(tmp_path)
 
 
 def test_text_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     write_text(tmp_path, train_1=TRAIN, test_1=TEST)
     for file in tmp_path.glob("*-test.txt"):
         file.write_text(file.read_text(), encoding="utf-8-sig")
-    assert events_in(read_events(tmp_path)[Part.TEST]) == TEST
+    assert events_in(load_events(tmp_path)[Part.TEST]) == TEST
 
 
 def test_text_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     write_text(tmp_path, test_2=TEST)
     with pytest.raises(FileNotFoundError, match=r"no time-1-test.txt; set fold to one of \[2\]"):
-        read_events(tmp_path)
+        load_events(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lacks time-2-train.txt, and has no other fold"):
-        read_events(tmp_path, fold=2)
+        load_events(tmp_path, fold=2)
     (tmp_path / "event-2-test.txt").unlink()
     write_text(tmp_path, train_2=TRAIN)
     with pytest.raises(FileNotFoundError, match=r"time-2-test.txt has no event-2-test.txt beside"):
-        read_events(tmp_path, fold=2)
+        load_events(tmp_path, fold=2)
 
 
 # JSON and pickles
@@ -130,7 +130,7 @@ def write_parts(folder: Path, suffix: str, names: tuple[str, ...], form: object 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".pkl"])
 def test_a_folder_of_objects(tmp_path: Path, suffix: str, validation: str, form: object) -> None:
     write_parts(tmp_path, suffix, ("train", validation, "test"), form)
-    found = read_events(tmp_path)
+    found = load_events(tmp_path)
     assert_read(found, from_start)
     announced = form is easytpp or suffix == ".pkl"
     assert found[Part.TRAIN].num_marks == (4 if announced else None)
@@ -141,18 +141,18 @@ def test_one_file_of_all_splits(tmp_path: Path, suffix: str) -> None:
     content = {"dim_process": 4, "train": gatech(TRAIN), "dev": gatech(VAL), "test": gatech(TEST)}
     file = tmp_path / f"data{suffix}"
     file.write_bytes(json.dumps(content).encode() if suffix == ".json" else pickle.dumps(content))
-    assert_read(read_events(file), from_start)
+    assert_read(load_events(file), from_start)
 
 
 def test_one_list_is_split_later(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(easytpp(TRAIN)))
-    found = read_events(tmp_path / "data.json")
+    found = load_events(tmp_path / "data.json")
     assert events_in(found) == from_start(TRAIN)
 
 
 def test_one_sequence_is_a_file_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text(json.dumps(easytpp(TRAIN)[0]))
-    assert events_in(read_events(tmp_path / "data.jsonl")) == from_start(TRAIN[:1])
+    assert events_in(load_events(tmp_path / "data.jsonl")) == from_start(TRAIN[:1])
 
 
 def changed(**values: object) -> list[dict]:
@@ -197,49 +197,49 @@ def test_objects_that_are_no_sequences_are_named(
     write_parts(tmp_path, ".json", ("train", "dev", "test"))
     (tmp_path / "test.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"test\.json.* {message}"):
-        read_events(tmp_path)
+        load_events(tmp_path)
 
 
 def test_intervals_may_be_rounded(tmp_path: Path) -> None:
     content = changed(time_since_last_event=[0.0, 1.0001, 1.9999])
     (tmp_path / "data.json").write_text(json.dumps(content))
-    assert len(read_events(tmp_path / "data.json")) == 2
+    assert len(load_events(tmp_path / "data.json")) == 2
 
 
 def test_the_first_interval_may_count_from_anything(tmp_path: Path) -> None:
     content = changed(time_since_last_event=[7.0, 1.0, 2.0])
     (tmp_path / "data.json").write_text(json.dumps(content))
-    assert len(read_events(tmp_path / "data.json")) == 2
+    assert len(load_events(tmp_path / "data.json")) == 2
 
 
 def test_json_that_is_none_is_named(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text("[1, 2")
     with pytest.raises(ValueError, match=r"data\.json is no JSON: "):
-        read_events(file)
+        load_events(file)
     file.write_text('{"a": 1}\n\n{"a": ')
     with pytest.raises(ValueError, match=r"data\.json, line 3 is no JSON: "):
-        read_events(file)
+        load_events(file)
 
 
 def test_splits_that_are_missing_are_named(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps({"train": easytpp(TRAIN)}))
     with pytest.raises(ValueError, match=r"data\.json holds train, and lacks test"):
-        read_events(tmp_path / "data.json")
+        load_events(tmp_path / "data.json")
     write_parts(tmp_path, ".pkl", ("train",))
     with pytest.raises(FileNotFoundError, match=r"lacks test \(test\.json test\.jsonl test\.pkl"):
-        read_events(tmp_path)
+        load_events(tmp_path)
     (tmp_path / "test.pkl").write_bytes((tmp_path / "train.pkl").read_bytes())
     with pytest.raises(ValueError, match="a file for test holds train, other in its stead"):
-        read_events(tmp_path)
+        load_events(tmp_path)
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(ValueError, match=r"holds train\.json, train\.pkl, and one file is to be"):
-        read_events(tmp_path)
+        load_events(tmp_path)
 
 
 def test_json_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(easytpp(TRAIN)), encoding="utf-8-sig")
-    assert events_in(read_events(tmp_path / "data.json")) == from_start(TRAIN)
+    assert events_in(load_events(tmp_path / "data.json")) == from_start(TRAIN)
 
 
 # Long tables
@@ -256,7 +256,7 @@ def write_table(frame: pd.DataFrame, file: Path) -> None:
 def test_tables_of_each_split(tmp_path: Path, suffix: str) -> None:
     for name, sequences in (("train", TRAIN), ("val", VAL), ("test", TEST)):
         write_table(long_table(sequences), tmp_path / f"{name}{suffix}")
-    assert_read(read_events(tmp_path))
+    assert_read(load_events(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -264,7 +264,7 @@ def test_the_rows_of_sequences_may_be_mixed(tmp_path: Path, suffix: str) -> None
     """Within each, they stand in order."""
     frame = long_table(TRAIN).sort_values("time", kind="stable")
     write_table(frame, tmp_path / f"all{suffix}")
-    table = read_events(tmp_path / f"all{suffix}")
+    table = load_events(tmp_path / f"all{suffix}")
     names = list(dict.fromkeys(frame["sequence"]))
     assert table.names.tolist() == names
     assert events_in(table) == [TRAIN[int(name.removeprefix("user"))] for name in names]
@@ -277,14 +277,14 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     names = {"sequence": "user", "time": "at", "mark": "what"}
     frame = long_table(TEST).rename(columns=names).assign(time="x", more=1)
     write_table(frame, tmp_path / "a.csv")
-    assert events_in(read_events(tmp_path / "a.csv", columns=("user", "at", "what"))) == TEST
+    assert events_in(load_events(tmp_path / "a.csv", columns=("user", "at", "what"))) == TEST
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_marks_may_be_text(tmp_path: Path, suffix: str) -> None:
     frame = pd.DataFrame({"sequence": 1, "time": [0.5, 1, 2], "mark": ["buy", "NA", "1"]})
     write_table(frame, tmp_path / f"a{suffix}")
-    table = read_events(tmp_path / f"a{suffix}")
+    table = load_events(tmp_path / f"a{suffix}")
     assert table.marks.tolist() == ["buy", "NA", "1"]
     assert table.vocabulary == ["1", "NA", "buy"]
     assert table.names.tolist() == ["1"]
@@ -292,12 +292,12 @@ def test_marks_may_be_text(tmp_path: Path, suffix: str) -> None:
 
 def test_marks_may_be_whole_floats(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\na,1,2.0\na,2,-3\n")
-    assert read_events(tmp_path / "a.csv").marks.tolist() == [2, -3]
+    assert load_events(tmp_path / "a.csv").marks.tolist() == [2, -3]
 
 
 def test_sequences_and_marks_of_a_csv_are_as_it_spells_them(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\n01,1,01\n1,2,1\n01,3,1\n1.0,4,10\n")
-    table = read_events(tmp_path / "a.csv")
+    table = load_events(tmp_path / "a.csv")
     assert table.names.tolist() == ["01", "1", "1.0"]
     assert events_in(table) == [([1, 3], ["01", "1"]), ([2], ["1"]), ([4], ["10"])]
 
@@ -319,29 +319,29 @@ def test_marks_of_a_csv_are_numbers_where_that_changes_none(
 ) -> None:
     rows = "".join(f"a,{time},{mark}\n" for time, mark in enumerate(spelled))
     (tmp_path / "a.csv").write_text(f"sequence,time,mark\n{rows}")
-    assert read_events(tmp_path / "a.csv").marks.tolist() == marks
+    assert load_events(tmp_path / "a.csv").marks.tolist() == marks
 
 
 def test_a_parquet_file_has_types_of_its_own(tmp_path: Path) -> None:
     frame = pd.DataFrame({"sequence": [1, 1], "time": [0.5, 1], "mark": ["1", "2"]})
     write_table(frame, tmp_path / "a.parquet")
     write_table(frame.astype({"mark": int}), tmp_path / "b.parquet")
-    assert read_events(tmp_path / "a.parquet").marks.tolist() == ["1", "2"]
-    assert read_events(tmp_path / "b.parquet").marks.tolist() == [1, 2]
+    assert load_events(tmp_path / "a.parquet").marks.tolist() == ["1", "2"]
+    assert load_events(tmp_path / "b.parquet").marks.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
 def test_durations_count_as_seconds(tmp_path: Path, unit: str) -> None:
     times = pd.to_timedelta([0, 1500, 86_400_000], unit="ms").as_unit(unit)
     write_table(pd.DataFrame({"sequence": "a", "time": times, "mark": 0}), tmp_path / "a.parquet")
-    assert read_events(tmp_path / "a.parquet").times.tolist() == [0, 1.5, 86400]
+    assert load_events(tmp_path / "a.parquet").times.tolist() == [0, 1.5, 86400]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_true_is_no_time(tmp_path: Path, suffix: str) -> None:
     write_table(long_table([([True, False], [1, 1])]), tmp_path / f"a{suffix}")
     with pytest.raises(ValueError, match=rf"a{suffix}, (line 2|row 1): time 'True' is no number"):
-        read_events(tmp_path / f"a{suffix}")
+        load_events(tmp_path / f"a{suffix}")
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
@@ -350,13 +350,13 @@ def test_timestamps_are_seconds_since_1970(tmp_path: Path, zone: str | None) -> 
     times = times.tz_convert(zone) if zone else times
     frame = pd.DataFrame({"sequence": "a", "time": times, "mark": 0})
     write_table(frame, tmp_path / "a.parquet")
-    times = read_events(tmp_path / "a.parquet").times
+    times = load_events(tmp_path / "a.parquet").times
     assert times == pytest.approx([1e9, 1e9 + 0.125], rel=0, abs=2e-7)
 
 
 def test_blank_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sequence,time,mark\n\na,1,1\n\na,2,1\n\n")
-    table = read_events(tmp_path / "a.csv")
+    table = load_events(tmp_path / "a.csv")
     assert events_in(table) == [([1, 2], [1, 1])]
     assert table.where(1).endswith("a.csv, line 5")
 
@@ -378,14 +378,14 @@ def test_blank_lines_are_counted_and_left_out(tmp_path: Path) -> None:
 def test_rows_that_are_no_events_are_named(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(f"sequence,time,mark\n{rows}\n")
     with pytest.raises(ValueError, match=rf"a\.csv,? {message}"):
-        read_events(tmp_path / "a.csv")
+        load_events(tmp_path / "a.csv")
 
 
 def test_tables_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,at\n1,2\n")
     message = r"a\.csv has no column 'sequence', only user, at; set columns to its names"
     with pytest.raises(ValueError, match=message):
-        read_events(tmp_path / "a.csv")
+        load_events(tmp_path / "a.csv")
     whole = gzip.compress(b"sequence,time,mark\n" + b"a,1,1\n" * 99)
     for name, content in (
         ("b.parquet", b"none"), ("c.csv.gz", whole[:-12]), ("d.csv.gz", b"none"), ("e.csv", b""),
@@ -394,7 +394,7 @@ def test_tables_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"{re.escape(name)} cannot be read: "):
-            read_events(tmp_path / name)
+            load_events(tmp_path / name)
 
 
 # Parts without events
@@ -424,7 +424,7 @@ PARTS = pytest.mark.parametrize("write", [parts_as_one_file, parts_as_pickles, p
 
 @PARTS
 def test_validation_without_events_counts_as_none(tmp_path: Path, write: Callable) -> None:
-    found = read_events(write(tmp_path, train=TRAIN, dev=[], test=TEST))
+    found = load_events(write(tmp_path, train=TRAIN, dev=[], test=TEST))
     assert {part: len(table) for part, table in found.items()} == {Part.TRAIN: 9, Part.TEST: 5}
 
 
@@ -433,12 +433,12 @@ def test_validation_without_events_counts_as_none(tmp_path: Path, write: Callabl
 def test_other_parts_without_events_are_named(tmp_path: Path, write: Callable, empty: str) -> None:
     path = write(tmp_path, **({"train": TRAIN, "test": TEST} | {empty: []}))
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} holds no events for {empty}$"):
-        read_events(path)
+        load_events(path)
 
 
 def test_text_without_events_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no events for test$"):
-        read_events(write_text(tmp_path, train_1=TRAIN, test_1=[([], [])]))
+        load_events(write_text(tmp_path, train_1=TRAIN, test_1=[([], [])]))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_text_without_events_is_named(tmp_path: Path) -> None:
 def test_a_file_without_events_is_named(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=rf"{re.escape(name)} holds no events$"):
-        read_events(tmp_path / name)
+        load_events(tmp_path / name)
 
 
 # The hub
@@ -463,8 +463,8 @@ def test_a_data_set_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = ModuleType("datasets")
     fake.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    assert_read(read_events("easytpp/taxi"), from_start)
-    found = read_events("someone/taxi", "huggingface")
+    assert_read(load_events("easytpp/taxi"), from_start)
+    found = load_events("someone/taxi", "huggingface")
     assert asked == ["easytpp/taxi", "someone/taxi"]
     assert found[Part.TEST].where(1) == "someone/taxi, test, sequence 1, event 2"
 
@@ -473,7 +473,7 @@ def test_the_hub_takes_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     message = r"reading easytpp/taxi .* takes the package datasets: pip install 'npbench\[hub\]'"
     with pytest.raises(ValueError, match=message):
-        read_events("easytpp/taxi")
+        load_events("easytpp/taxi")
 
 
 # Finding out the format
@@ -481,16 +481,16 @@ def test_the_hub_takes_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_paths_of_no_format_say_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds nothing, of no known format\. The formats are: t"):
-        read_events(tmp_path)
+        load_events(tmp_path)
     for name in "fedcba":
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"holds a, b, c, d, e, …, of no known format"):
-        read_events(tmp_path)
+        load_events(tmp_path)
     with pytest.raises(ValueError, match=r"a is a file of no known format\. The formats are: text"):
-        read_events(tmp_path / "a")
+        load_events(tmp_path / "a")
     for format in ("auto", "text", "easytpp", "table"):
         with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere\. The formats are: te"):
-            read_events(tmp_path / "nowhere", format)
+            load_events(tmp_path / "nowhere", format)
 
 
 def test_a_folder_named_like_a_data_set_is_a_folder(
@@ -499,6 +499,6 @@ def test_a_folder_named_like_a_data_set_is_a_folder(
     (tmp_path / "easytpp").mkdir()
     write_folds(tmp_path / "easytpp" / "taxi")
     monkeypatch.chdir(tmp_path)
-    assert len(read_events("easytpp/taxi")[Part.TEST]) == 40
+    assert len(load_events("easytpp/taxi")[Part.TEST]) == 40
     (tmp_path / "easytpp" / "taxi.json").write_text(json.dumps(easytpp(TEST)))
-    assert len(read_events("easytpp/taxi.json")) == len(TEST)
+    assert len(load_events("easytpp/taxi.json")) == len(TEST)
