@@ -39,7 +39,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
     Args:
         eval_batch_size: tasks an evaluation step; it changes no result.
         num_workers: processes that make tasks; 0 makes them in the training process. Workers are
-            forked, so that Windows needs 0, and macOS should take it.
+            forked, which takes Linux; take 0 on macOS and Windows.
     """
 
     def __init__(self, eval_batch_size: int, num_workers: int) -> None:

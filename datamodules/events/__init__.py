@@ -1,4 +1,4 @@
-"""Sequences of marked events: from files, and drawn from known processes."""
+"""Sequences of marked events, from files or drawn from known processes."""
 
 from datamodules.events.hawkes import HawkesProcess
 from datamodules.events.point_processes import PointProcess, PoissonProcess, RenewalProcess

@@ -15,19 +15,20 @@ from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.events import EventSequences
 
-# Batches of training sequences that are sorted by length together: the more, the less padding.
+# Number of batches whose training sequences are sorted by length together. More of them leave less
+# padding.
 _POOL = 50
 
-# Intervals τ below it are taken for it before their logarithm.
+# Intervals τ are at least this long when their logarithm is taken.
 _SHORTEST = 1e-8
 
 
 class IntervalStatistics(NamedTuple):
-    """Of the intervals τ between the events of a training set, by which models normalise.
+    """Statistics of the intervals τ between the events of a training set; models normalise by them.
 
     Args:
-        mean: of τ.
-        log_mean: of log τ.
+        mean: mean of τ.
+        log_mean: mean of log τ.
         log_std: standard deviation of log τ; 1 where all intervals are the same.
     """
 
@@ -38,17 +39,17 @@ class IntervalStatistics(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EventWindows:
-    """Sequences, or windows of long ones, among events that lie one behind another in memory.
+    """Sequences, or windows of long ones, whose events lie one after another in memory.
 
     Args:
-        times: of all events.
-        marks: of all events, from 0 to K − 1.
-        first: of each window, its first event.
-        stop: of each window, the event behind its last.
-        origin: of each window, the time that is its 0.
-        sequence: of each window, the sequence that it is of.
-        place: of each window, that of its first event in the sequence.
-        end: of each window, until when it was observed, if that is known.
+        times: times of all events.
+        marks: marks of all events, from 0 to K − 1.
+        first: index of the first event of each window.
+        stop: index after the last event of each window.
+        origin: the time that is 0 in each window.
+        sequence: index of the sequence that each window was cut from.
+        position: position in that sequence of the first event of each window.
+        end: the time until which each window was observed, if that is known.
         exact: log-likelihood of each event, if that is known.
     """
 
@@ -58,7 +59,7 @@ class EventWindows:
     stop: Int64[np.ndarray, "windows"]
     origin: Float64[np.ndarray, "windows"]
     sequence: Int64[np.ndarray, "windows"]
-    place: Int64[np.ndarray, "windows"]
+    position: Int64[np.ndarray, "windows"]
     end: Float64[np.ndarray, "windows"] | None = None
     exact: Float64[np.ndarray, "events"] | None = None
 
@@ -72,47 +73,54 @@ class EventWindows:
         end: float | None = None,
         least: int = 2,
     ) -> "EventWindows":
-        """Cut sequences that lie one behind another into windows whose first event is at time 0.
+        """Cut sequences that lie one after another into windows whose first event is at time 0.
 
-        The last event of a window is the first, history only, of the next: each interval is
-        predicted once.
+        The last event of a window is also the first of the next one, as history only, so that each
+        interval is predicted once.
 
         Args:
-            times: of all events.
-            marks: of all events.
-            lengths: of the sequences.
+            times: times of all events.
+            marks: marks of all events.
+            lengths: number of events of each sequence.
             max_length: most events of a window; by default a sequence is one window.
-            end: until when all sequences were observed. Of a window that another follows, the end
-                is its last event, which says nothing.
-            least: events of a sequence that is not left out.
+            end: the time until which all sequences were observed. A window that another one follows
+                ends at its last event, where an end says nothing.
+            least: fewest events of a sequence; shorter ones are left out.
         """
         step = max(2, lengths.max(initial=0) if max_length is None else max_length) - 1
         pieces = np.maximum(1, -(-(lengths - 1) // step))
         pieces[lengths < least] = 0
         sequence = np.repeat(np.arange(len(lengths)), pieces)
-        place = step * (np.arange(len(sequence)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
+        position = step * (np.arange(len(sequence)) - np.repeat(np.cumsum(pieces) - pieces, pieces))
         after = np.cumsum(lengths)[sequence]
-        first = after - lengths[sequence] + place
+        first = after - lengths[sequence] + position
         stop = np.minimum(first + step + 1, after)
         origin = times[first]
         ends = None if end is None else np.where(stop == after, end, times[stop - 1]) - origin
-        return cls(times, marks, first, stop, origin, sequence, place, ends)
+        return cls(times, marks, first, stop, origin, sequence, position, ends)
 
     def __len__(self) -> int:
         return len(self.first)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "windows"]:
+        """Number of events of each window."""
         return self.stop - self.first
 
     @cached_property
     def by_length(self) -> Int64[np.ndarray, "windows"]:
-        """The windows, short ones first."""
+        """The indices of the windows, short ones first."""
         return np.argsort(self.lengths, kind="stable")
 
     @cached_property
     def interval_statistics(self) -> IntervalStatistics:
-        # +1 where the predicted events of a window begin and −1 behind them: no event is in two.
+        """Statistics of the intervals that are predicted.
+
+        Raises:
+            InputError: if there are none.
+        """
+        # The running sum of `edges` is 1 at predicted events and 0 elsewhere, because no event is
+        # predicted in two windows.
         edges = np.zeros(len(self.times) + 1, np.int64)
         np.add.at(edges, self.first + 1, 1)
         np.add.at(edges, self.stop, -1)
@@ -125,18 +133,18 @@ class EventWindows:
         return IntervalStatistics(float(intervals.mean()), float(logs.mean()), float(log_std))
 
     def batch(self, windows: Int64[np.ndarray, "batch"]) -> EventSequences:
-        """These windows, padded to the longest, and to two events at least."""
+        """The batch of these windows, padded to the longest one and to two events at least."""
         first, stop = (each[windows, None] for each in (self.first, self.stop))
-        place = first + np.arange(max(2, int((stop - first).max())))
-        mask = place < stop
-        place = np.minimum(place, stop - 1)
-        times = self.times[place] - self.origin[windows, None]
+        event = first + np.arange(max(2, int((stop - first).max())))
+        mask = event < stop
+        event = np.minimum(event, stop - 1)
+        times = self.times[event] - self.origin[windows, None]
         exact = self.exact
         if exact is not None:
-            exact = torch.from_numpy(np.where(mask, exact[place], 0.0)[:, 1:])
+            exact = torch.from_numpy(np.where(mask, exact[event], 0.0)[:, 1:])
         return EventSequences(
             torch.from_numpy(times),
-            torch.from_numpy(np.where(mask, self.marks[place], 0)),
+            torch.from_numpy(np.where(mask, self.marks[event], 0)),
             torch.from_numpy(mask),
             None if self.end is None else torch.from_numpy(self.end[windows]),
             exact,
@@ -144,20 +152,21 @@ class EventWindows:
 
 
 class EventDataModule(TaskDataModule):
-    """Batches of sequences of events, padded on the right.
+    """Makes batches of sequences of events, padded on the right.
 
-    Training passes over the sequences in an order drawn anew for each pass. Those of like length
-    come in one batch, to save padding: pools of some batches are sorted by length and cut, and the
-    batches shuffled. What is left of a pass, and would not fill a batch on every rank, is left out
-    of that pass. The batch of step i on rank r is a function of (seed, number of ranks, r, i): with
-    any number of workers, and after a resume too.
+    Training passes over the sequences in an order that is drawn anew for each pass. Sequences of
+    similar length share a batch, which saves padding: the sequences of some batches are sorted by
+    length together and cut, and the batches are shuffled. Sequences at the end of a pass that would
+    not fill a batch on every rank are left out of that pass. The batch of step i on rank r is a
+    function of (seed, number of ranks, r, i): it is the same with any number of workers, and after
+    a resume too.
 
-    Evaluation takes every sequence once, short ones first, and prediction as they come.
+    Evaluation takes every sequence once, short ones first. Prediction takes them in their order.
 
     Args:
         batch_size: sequences a training step, on each rank.
-        eval_batch_size: sequences an evaluation step; changes no result.
-        seed: of the order of the training sequences.
+        eval_batch_size: sequences an evaluation step; it changes no result.
+        seed: seed of the order of the training sequences.
         num_workers: processes that make batches; 0 makes them in the training process.
     """
 
@@ -175,13 +184,13 @@ class EventDataModule(TaskDataModule):
 
     @abstractmethod
     def _make_windows(self, part: Part) -> EventWindows:
-        """`windows`, from files or a process."""
+        """Make the windows of a part, from files or a process."""
 
     def windows(self, part: Part) -> EventWindows:
-        """The sequences for training, validation or tests.
+        """The sequences of a part, made when they are first asked for.
 
-        Those of `PREDICT` are the test sequences, also those of one event: there is something to
-        predict after it.
+        Those of `Part.PREDICT` are the test sequences, and also those of a single event, after
+        which there is something to predict.
         """
         if part not in self._windows:
             self._windows[part] = self._make_windows(part)
@@ -189,19 +198,19 @@ class EventDataModule(TaskDataModule):
 
     @property
     def interval_statistics(self) -> IntervalStatistics:
-        """Of the training sequences, in the unit of the times."""
+        """Statistics of the intervals of the training sequences, in the unit of the times."""
         return self.windows(Part.TRAIN).interval_statistics
 
     def prepare_data(self) -> None:
-        """Read the events: first in one process, which leaves downloads to the others.
+        """Load the events in one process first, so that one downloads for all.
 
         Raises:
-            InputError, OSError: as the data module says, where the files are not what they must be.
+            InputError, OSError: if the files are not what the data module says they must be.
         """
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the events, in every process."""
+        """Load the events, in every process."""
         for part in (Part.TRAIN, Part.VALIDATE, Part.TEST):
             self.windows(part)
 
@@ -215,14 +224,16 @@ class EventDataModule(TaskDataModule):
         return windows.batch(together[rank::world_size])
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> EventSequences:
-        """The sequences of these indices, by length, or by their place for `Part.PREDICT`."""
+        """The sequences of these indices, short ones first, or in their order for `PREDICT`."""
         windows = self.windows(part)
         rows = np.array(indices)
         return windows.batch(rows if part == Part.PREDICT else windows.by_length[rows])
 
     def figure_sequences(self, num_sequences: int = 64, test: bool = False) -> EventSequences:
-        """At most so many sequences of all lengths, the longest among them, of the validation or
-        the test data."""
+        """Sequences for figures, of the validation data or of the test data.
+
+        There are at most so many, of all lengths, and the longest is among them.
+        """
         part = Part.TEST if test else Part.VALIDATE
         total = len(self.windows(part))
         return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), part)
@@ -248,7 +259,7 @@ class EventDataModule(TaskDataModule):
 def _batches_of_pass(
     windows: EventWindows, size: int, seed: int, number: int
 ) -> Int64[np.ndarray, "steps size"]:
-    """The windows of each batch; windows come again only where they would not fill one batch."""
+    """The windows of each batch. A window comes twice only where all would not fill one batch."""
     with seeded(Part.TRAIN, seed, number):
         steps = max(1, len(windows) // size)
         order = np.resize(torch.randperm(len(windows)).numpy(), steps * size)

@@ -1,4 +1,4 @@
-"""Hawkes processes, whose events excite others."""
+"""Hawkes processes, whose events make others more likely."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,14 @@ from npbench.events import EventSequences
 class HawkesProcess(PointProcess):
     """Events that excite others: λ_k(t) = μ_k + Σ_{t_j < t} α_{k_j, k} β exp(−β (t − t_j)).
 
-    Drawn by thinning: the intensity falls between events, so that now is a bound of what comes.
+    Sequences are drawn by thinning: the intensity falls between events, and so its present value
+    bounds what comes.
 
     Args:
-        baseline: μ, of each of the K marks.
-        excitation: α, K rows of K: how many events of mark k follow directly from one of mark j.
-        decay: β, of the excitation in time.
+        baseline: μ of each of the K marks.
+        excitation: α, as K rows of K numbers: how many events of mark k follow directly from one of
+            mark j.
+        decay: β, the rate at which the excitation decays in time.
 
     Raises:
         InputError: if the shapes do not fit, a number is out of its range, or α's spectral radius
@@ -78,7 +80,12 @@ class HawkesProcess(PointProcess):
     def _integral(
         self, interval: Float64[Tensor, "batch"], excited: Float64[Tensor, "batch marks"]
     ) -> Float64[Tensor, "batch"]:
-        """Of all intensities over intervals without events, after so much was excited."""
+        """The integral of all intensities over intervals without events.
+
+        Args:
+            interval: lengths of the intervals.
+            excited: excitation of each mark at their beginning.
+        """
         decayed = -torch.expm1(-self.decay * interval) / self.decay
         return self.baseline.sum() * interval + excited.sum(-1) * decayed
 
@@ -89,18 +96,18 @@ class HawkesProcess(PointProcess):
         Float64[Tensor, "batch intervals"],
         Float64[Tensor, "batch marks"],
     ]:
-        """The events' log-intensities, the compensator, and λ − μ right behind the last event."""
+        """The log-intensity at each event, the compensator, and λ − μ just after the last event."""
         real = sequences.full_mask.double()
         jumps = self.decay * self.excitation[sequences.marks] * real.unsqueeze(-1)
         intervals, marks = intervals_of(sequences), sequences.marks[:, 1:]
         excited = jumps[:, 0]
         log_intensities, compensator = torch.zeros_like(intervals), torch.zeros_like(intervals)
-        for place, interval in enumerate(intervals.unbind(1)):
-            compensator[:, place] = self._integral(interval, excited)
+        for index, interval in enumerate(intervals.unbind(1)):
+            compensator[:, index] = self._integral(interval, excited)
             excited = excited * torch.exp(-self.decay * interval).unsqueeze(-1)
-            intensity = (self.baseline + excited).gather(1, marks[:, place, None])
-            log_intensities[:, place] = intensity.squeeze(1).log()
-            excited = excited + jumps[:, place + 1]
+            intensity = (self.baseline + excited).gather(1, marks[:, index, None])
+            log_intensities[:, index] = intensity.squeeze(1).log()
+            excited = excited + jumps[:, index + 1]
         return where_predicted(sequences, log_intensities), compensator, excited
 
     def _candidates(self, num_sequences: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

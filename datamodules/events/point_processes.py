@@ -1,4 +1,4 @@
-"""Point processes to draw events from, whose exact likelihood is known."""
+"""Point processes that draw events, and whose exact likelihood is known."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ class PointProcess(ABC):
     """Marked events in time: p(τ, k | history) = λ_k(t + τ) exp(−∫ Σ_j λ_j(s) ds over (t, t + τ)).
 
     A sequence begins at time 0 with no history. Its first event is history only, as with all
-    `EventSequences`; answers are those of the events behind it, 0 at padding, in float64.
+    `EventSequences`; answers are about the events after it. They are in float64, and 0 at padding.
 
     Args:
         num_marks: number of kinds of events, K.
@@ -29,22 +29,28 @@ class PointProcess(ABC):
 
     @abstractmethod
     def log_likelihood(self, sequences: EventSequences) -> Float64[Tensor, "batch intervals"]:
-        """log p(τ, k | all events before) of each event: log λ_k(t), less the compensator."""
+        """log p(τ, k | all events before) of each event: log λ_k(t) minus the compensator."""
 
     @abstractmethod
     def compensator(self, sequences: EventSequences) -> Float64[Tensor, "batch intervals"]:
-        """∫ Σ_k λ_k(s) ds over each interval: independent draws from Exp(1), if the events are of
-        this process."""
+        """∫ Σ_k λ_k(s) ds over each interval.
+
+        If the events are of this process, these are independent draws from Exp(1).
+        """
 
     @abstractmethod
     def log_survival(self, sequences: EventSequences) -> Float64[Tensor, "batch"]:
-        """Of no event between the last (or time 0) and `sequences.end`, which must be known."""
+        """log P(no event between the last one, or time 0, and `sequences.end`).
+
+        Raises:
+            InputError: if the sequences have no end.
+        """
 
     @abstractmethod
     def _candidates(
         self, num_sequences: int
     ) -> Iterator[tuple[Float64[Tensor, "batch"], Int[Tensor, "batch"], Bool[Tensor, "batch"]]]:
-        """Without end, the times and marks of what may be the next events, and whether they are."""
+        """Yield, without end, time and mark of what may be the next event, and whether it is."""
 
     def sample(
         self, num_sequences: int, num_events: int | None = None, end: float | None = None
@@ -52,12 +58,13 @@ class PointProcess(ABC):
         """Draw sequences from torch's generator.
 
         Args:
-            num_sequences: all drawn side by side.
-            num_events: of every sequence, where each is observed until it has so many; or else
-            end: until when each is observed, which leaves some with more events than others.
+            num_sequences: number of sequences, which are drawn side by side.
+            num_events: number of events of every sequence.
+            end: the time until which each sequence is observed, in place of `num_events`; some have
+                more events than others then.
 
         Raises:
-            InputError: if not just one of `num_events` and `end` is given, or it is not above 0.
+            InputError: if both or none of `num_events` and `end` are given, or it is not above 0.
         """
         if (num_events is None) == (end is None):
             raise InputError(f"give one of num_events={num_events} and end={end}, not both")
@@ -73,7 +80,7 @@ class PointProcess(ABC):
             if (count >= num_events).all() if end is None else (time > end).all():
                 break
         times, marks, happens = (torch.stack(each, dim=1) for each in zip(*drawn))
-        # Events to the front; those beyond the number that was asked for are cut off.
+        # Move the events to the front; those beyond the number that was asked for are cut off.
         width = int(count.max()) if num_events is None else num_events
         order = happens.long().argsort(dim=1, descending=True, stable=True)[:, : max(width, 1)]
         times, marks, mask = (values.gather(1, order) for values in (times, marks, happens))
@@ -86,7 +93,7 @@ class _IndependentMarks(PointProcess):
     """A process whose marks are drawn without regard to time and history.
 
     Args:
-        mark_probs: of each mark.
+        mark_probs: probability of each mark.
     """
 
     def __init__(self, mark_probs: Sequence[float]) -> None:
@@ -106,11 +113,11 @@ class RenewalProcess(_IndependentMarks):
     """Intervals that are independent draws from one distribution: p(τ, k | history) = f(τ) P(k).
 
     Args:
-        distribution: of the intervals: gamma, with the Poisson process where `std` is `mean`, or
-            log-normal.
-        mean: of the intervals.
-        std: of the intervals.
-        mark_probs: of each mark.
+        distribution: distribution of the intervals: log-normal, or gamma, which is the Poisson
+            process where `std` equals `mean`.
+        mean: mean of the intervals.
+        std: standard deviation of the intervals.
+        mark_probs: probability of each mark.
 
     Example:
         >>> process = RenewalProcess("lognormal", mean=2.0, std=0.5, mark_probs=[0.7, 0.3])
@@ -164,7 +171,7 @@ class RenewalProcess(_IndependentMarks):
 
 
 class PoissonProcess(_IndependentMarks):
-    """Events at a rate that swings like the hours of a day, whatever came before:
+    """Events at a rate that swings as in the course of a day, whatever came before:
 
     λ_k(t) = P(k) · rate · (1 + amplitude · sin(2π t / period)).
 
@@ -172,9 +179,9 @@ class PoissonProcess(_IndependentMarks):
 
     Args:
         rate: mean number of events in a unit of time.
-        amplitude: from 0, where the rate is constant, to 1.
-        period: of the swing.
-        mark_probs: of each mark.
+        amplitude: how far the rate swings, from 0, where it is constant, to 1.
+        period: duration of one swing.
+        mark_probs: probability of each mark.
 
     Example:
         >>> process = PoissonProcess(rate=2.0, amplitude=0.8, period=24.0)
@@ -218,7 +225,7 @@ class PoissonProcess(_IndependentMarks):
     def _integral(
         self, start: Float[Tensor, "*shape"], stop: Float[Tensor, "*shape"]
     ) -> Float[Tensor, "*shape"]:
-        """Of the rate over intervals."""
+        """The integral of the rate over intervals."""
         swing = torch.cos(self.frequency * start) - torch.cos(self.frequency * stop)
         return self.rate * (stop - start + self.amplitude / self.frequency * swing)
 
@@ -234,16 +241,17 @@ class PoissonProcess(_IndependentMarks):
 def where_predicted(
     sequences: EventSequences, values: Float64[Tensor, "batch intervals"]
 ) -> Float64[Tensor, "batch intervals"]:
+    """The values, with 0 at padding."""
     return torch.where(sequences.predicted, values, 0.0)
 
 
 def intervals_of(sequences: EventSequences) -> Float64[Tensor, "batch intervals"]:
-    """Those between real events; 0 at padding."""
+    """The intervals between real events in float64, with 0 at padding."""
     return where_predicted(sequences, sequences.times.double().diff(dim=-1))
 
 
 def since_last(sequences: EventSequences) -> Float64[Tensor, "batch"]:
-    """From the last event of each sequence (or time 0) to its end."""
+    """Time from the last event of each sequence (or time 0) to its end."""
     if sequences.end is None:
         raise InputError("the sequences have no end; give EventSequences(..., end=)")
     times = torch.where(sequences.full_mask, sequences.times.double(), 0.0)

@@ -1,4 +1,4 @@
-"""Sequences of events from files."""
+"""Sequences of events that come from files."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,54 +24,55 @@ from npbench.errors import InputError
 
 
 class EventSequenceDataModule(EventDataModule):
-    """Sequences of marked events, in the formats of the field.
+    """Loads sequences of marked events from files, in the formats of the field.
 
     - text: a folder of `time-K-train.txt`, `event-K-train.txt` and the same for test (Du et al.,
-      KDD 2016), a sequence a line. Where there are no training files, fold K is trained on the test
-      files of all others, as with Stack Overflow.
+      KDD 2016), where a line is a sequence. Where there are no training files, fold K is trained on
+      the test files of all others, as with Stack Overflow.
     - easytpp: a folder of train, dev and test as `.json` or `.pkl`, or one file of all three
       (Gatech, EasyTPP). Pickles may hold plain containers and numbers, and nothing that runs.
-    - table: a long table as `.csv`, `.csv.gz` or `.parquet`, of an event a row; or a folder of
-      three, train, val and test.
-    - huggingface: the name of a data set, `easytpp/…`; takes the package datasets.
+    - table: a long table as `.csv`, `.csv.gz` or `.parquet`, where a row is an event; or a folder
+      of three tables, train, val and test.
+    - huggingface: the name of a data set, `easytpp/…`; it takes the package datasets.
 
-    A hash of a sequence's times, in tables of its name, says whether it is for validation where the
-    data have no part for it, and for testing where a file has no parts at all; others move none,
-    once there are enough that each part has one. Batches are made as `EventDataModule` says. Each
-    window begins at time 0, which its first event is. Sequences of fewer than two events say
-    nothing and are left out; with an `end`, only those of none.
+    Where the data have no part for validation, a hash says which sequences it gets, and where a
+    file has no parts at all, also which are for testing. The hash is that of the times of a
+    sequence, or of its name in a table. Once every part has a sequence, added ones move no other.
+    Batches are made as `EventDataModule` says. Each window begins at time 0, the time of its first
+    event. Sequences of fewer than two events say nothing and are left out; with an `end`, only
+    empty ones are.
 
-    Marks become 0, 1, … in the order of the vocabulary: all that the file announces
+    Marks become 0, 1, … in the order of the vocabulary. It holds all marks that the file announces
     (`dim_process`), or else those of the training sequences, in order, before a share of them is
     held out. `EventPrediction` keeps the vocabulary of its training, in its checkpoints too, and
     sets it in every data module that it is given later.
 
-    Predictions of the test sequences are in the data's terms: a sequence's name in a table, or else
-    the number of its line, the event's place in it, the time on its clock, and marks as they are.
-    All times, of intervals too, count `time_unit`.
+    Predictions of the test sequences are in the data's own terms: the name of a sequence in a table
+    or else the number of its line, the position of the event in it, the time on its clock, and the
+    marks of the file. All times and intervals count in `time_unit`.
 
     Args:
         path: a folder, a file, or the name of a data set on the Hugging Face hub.
-        format: by default found out from what lies there.
-        fold: of text pairs, the fold that is tested on.
+        format: the format; by default it is found out from what lies there.
+        fold: the fold of text pairs that is tested on.
         batch_size: sequences a training step, on each rank.
-        max_length: most events of a sequence; longer ones are cut into windows, each of which
-            begins with the last event of the one before, as history: every event but the first of a
-            sequence is predicted once. By default sequences stay whole.
-        end: until when every sequence was observed, by the data's own clock.
-        time_unit: by which all times are divided: 86400 makes days of seconds.
+        max_length: most events of a sequence; longer ones are cut into windows. Each window begins
+            with the last event of the one before, as history, so that every event but the first of
+            a sequence is predicted once. By default sequences stay whole.
+        end: the time until which every sequence was observed, by the data's own clock.
+        time_unit: all times are divided by it: 86400 makes days of seconds.
         val_share: share of the training sequences for validation, where the data have no part for
-            it; of a file without parts, share of all.
-        test_share: share of the sequences for testing, of a file without parts; 1 to test a
-            trained model on all of them, or to predict what comes next of all.
+            it; the share of all sequences, where a file has no parts.
+        test_share: share of the sequences for testing, where a file has no parts; with 1 a trained
+            model is tested on all of them, or predicts what comes next in all.
         columns: what a table calls the sequence, the time and the mark.
-        on_disorder: raise an error where a time is below that before it, or sort each sequence by
-            time; events of one time stay in the order of the file.
-        on_duplicates: raise an error where a time is that before it, keep both events, or drop the
-            second.
+        on_disorder: raise an error where a time is below the one before it, or sort each sequence
+            by time; events of one time stay in the order of the file.
+        on_duplicates: raise an error where a time equals the one before it, keep both events, or
+            drop the second.
         unknown_marks: raise an error at a mark that is not in the vocabulary, or drop the event.
-        eval_batch_size: sequences an evaluation step; changes no result.
-        seed: of the order of the training sequences.
+        eval_batch_size: sequences an evaluation step; it changes no result.
+        seed: seed of the order of the training sequences.
         num_workers: processes that make batches; 0 makes them in the training process.
 
     Example:
@@ -129,8 +130,10 @@ class EventSequenceDataModule(EventDataModule):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The marks as the data have them, in the order of their indices: that of the training
-        sequences, until another is set."""
+        """The marks as the data have them, in the order of their indices.
+
+        It is that of the training sequences, until another one is set.
+        """
         return self._loaded[0] if self._given is None else self._given
 
     @vocabulary.setter
@@ -144,14 +147,15 @@ class EventSequenceDataModule(EventDataModule):
         return len(self.vocabulary)
 
     def named_predictions(self, table: pa.Table) -> pa.Table:
-        """Predictions of the test sequences, in the data's own terms.
+        """The predictions of the test sequences, in the data's own terms.
 
-        Of what comes after the last event of a window, only that of a sequence's last window is
-        kept: of the others it is predicted in the next.
+        What comes after the last event of a window is kept for the last window of a sequence alone;
+        for the others the next window predicts it.
 
         Args:
-            table: with the columns `sequence`, `event`, `time`, `mark` and `mark_predicted`, by the
-                windows' numbers, clocks and the marks' indices; null where the event is unknown.
+            table: predictions with the columns `sequence`, `event`, `time`, `mark` and
+                `mark_predicted`, which hold numbers of windows, times by their clocks and indices
+                of marks; `time` and `mark` are null where the event is unknown.
         """
         windows, labels = self.windows(Part.PREDICT), pa.array(self._loaded[1][Part.TEST].labels)
         is_last = np.diff(windows.sequence, append=-1) != 0
@@ -160,7 +164,7 @@ class EventSequenceDataModule(EventDataModule):
         window, vocabulary = table["sequence"].to_numpy(), pa.array(self.vocabulary)
         named = {
             "sequence": labels.take(pa.array(windows.sequence[window])),
-            "event": pc.add(table["event"], windows.place[window]),
+            "event": pc.add(table["event"], windows.position[window]),
             "time": pc.add(table["time"], windows.origin[window]),
             "mark": vocabulary.take(table["mark"]),
             "mark_predicted": vocabulary.take(table["mark_predicted"]),
@@ -188,22 +192,22 @@ class EventSequenceDataModule(EventDataModule):
         return vocabulary, parts
 
     def prepare_data(self) -> None:
-        """Read the files: first in one process, which leaves downloads to the others."""
+        """Load the files in one process first, so that one downloads for all."""
         _ = self._loaded
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files, in every process.
+        """Load the files, in every process.
 
         Raises:
             InputError, OSError: if they are not what they must be.
         """
         if stage is None:
             super().setup()
-        else:  # the vocabulary of the module, by which marks are counted, comes after this
+        else:  # the module sets its vocabulary after this, and marks are counted by it
             _ = self._loaded
 
     def train_dataloader(self) -> DataLoader:
-        self.setup()  # what is wrong with the test data shows before the training
+        self.setup()  # so that a mistake in the test data shows before the training
         return super().train_dataloader()
 
     def _make_windows(self, part: Part) -> EventWindows:

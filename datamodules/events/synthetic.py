@@ -1,4 +1,4 @@
-"""Sequences of events drawn from a known process, with the ceiling of any model."""
+"""Sequences of events that a known process draws, with the ceiling of any model."""
 
 from dataclasses import replace
 
@@ -11,29 +11,31 @@ from datamodules.loading import Part, at_least_one
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 
-# Sequences that are drawn together: the first of a data set are the same, however large it is.
+# Number of sequences that are drawn together, always, so that a larger data set begins with the
+# smaller one.
 _TOGETHER = 256
 
 
 class SyntheticEventDataModule(EventDataModule):
-    """Sequences of events drawn from a process, with their log-likelihood under it (`exact`).
+    """Draws sequences of events from a process, with their log-likelihood under it (`exact`).
 
-    The training sequences are a fixed data set, a function of `seed`, over which training passes as
-    `EventDataModule` says; a larger one begins with the smaller. Those of evaluation are functions
-    of `eval_seed`. Times are the process's own: it begins at 0, before the first event.
+    The training sequences are a fixed data set, a function of `seed`; a larger data set begins with
+    the smaller one. Training passes over it as `EventDataModule` says. The sequences of evaluation
+    are functions of `eval_seed`. The clock is that of the process, which begins at 0, before the
+    first event.
 
     Args:
         process: any `PointProcess`.
-        num_events: of each sequence, where no `end` is given.
-        end: until when each sequence is observed; it then has as many events as happen. Sequences
-            without any event are left out.
+        num_events: number of events of each sequence, where no `end` is given.
+        end: the time until which each sequence is observed; it has as many events as happen by
+            then. Sequences without any event are left out.
         num_train: number of training sequences.
         num_val: number of validation sequences.
         num_test: number of test sequences.
         batch_size: sequences a training step, on each rank.
-        eval_batch_size: sequences an evaluation step; changes no result.
-        seed: of the training sequences and their order.
-        eval_seed: of the validation and test sequences.
+        eval_batch_size: sequences an evaluation step; it changes no result.
+        seed: seed of the training sequences and of their order.
+        eval_seed: seed of the validation and test sequences.
         num_workers: processes that make batches; 0 makes them in the training process.
 
     Example:
@@ -87,7 +89,7 @@ class SyntheticEventDataModule(EventDataModule):
         times, marks, exact, lengths = [], [], [], []
         number_of_events = self.num_events if self.end is None else None
         for block in range(-(-number // _TOGETHER)):
-            # The −1 tells these keys from those of the order of a pass.
+            # The −1 keeps these keys apart from those of the order of a pass.
             with seeded(part, seed, -1, block):
                 drawn = self.process.sample(_TOGETHER, number_of_events, self.end)
             wanted = drawn.mask.clone()

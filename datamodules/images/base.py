@@ -22,7 +22,12 @@ from npbench.task import Task
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some images of an array, which may be a memory-mapped file."""
+    """Some images of an array, which may be a memory-mapped file.
+
+    Args:
+        array: all images.
+        rows: indices of those in the set.
+    """
 
     array: UInt8[np.ndarray, "all channels height width"]
     rows: Int[np.ndarray, "images"]
@@ -37,29 +42,30 @@ class ImageSet:
 
 
 class ImageDataModule(TaskDataModule):
-    """Tasks from images: the colour of some pixels from that of others; see `images_to_task`.
+    """Makes tasks from images: predict the colour of some pixels from others (`images_to_task`).
 
-    Training passes over the images in an order drawn anew for each pass, one pass after another
-    without a seam: every image once in each, and all batches full. The batch of step i on rank r is
-    a function of (seed, number of ranks, r, i), and evaluation task i is the i-th image with pixels
-    drawn from (eval_seed, i): with any number of workers, and after a resume too.
+    Training passes over the images in an order that is drawn anew for each pass. One pass follows
+    another in the middle of a batch, so that each takes every image once and all batches are full.
+    The batch of step i on rank r is a function of (seed, number of ranks, r, i), and evaluation
+    task i is the i-th image with pixels drawn from (eval_seed, i). Both are the same with any
+    number of workers, and after a resume too.
 
     Args:
-        num_pixels: of an image.
+        num_pixels: number of pixels of an image.
         batch_size: tasks a training step, on each rank.
-        eval_batch_size: tasks an evaluation step; changes no result.
+        eval_batch_size: tasks an evaluation step; it changes no result.
         min_num_points: fewest context points N, and fewest targets M.
         max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
         max_num_targets: most targets of a training task.
-        vary_sizes: let the tasks of a training batch differ in N and M, with masks; officially they
+        vary_sizes: the tasks of a training batch differ in N and M, with masks; officially they
             share both.
         num_test_tasks: number of test tasks of each kind; by default as many as there are images.
-        num_predict_tasks: number of test images for `predict`, whose targets are all pixels that
-            are not in the context.
+        num_predict_tasks: number of test images for `predict`; the targets are all pixels that are
+            not in the context.
         t_noise: contaminate all values with `t_noise`·StudentT(2.1), the official
             out-of-distribution setting.
-        seed: of the training tasks.
-        eval_seed: of the validation, test and prediction tasks.
+        seed: seed of the training tasks.
+        eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that make tasks; 0 makes them in the training process.
     """
 
@@ -112,7 +118,7 @@ class ImageDataModule(TaskDataModule):
 
     @abstractmethod
     def _load_images(self) -> dict[Part, ImageSet]:
-        """`image_sets`, from files."""
+        """Load the images of every part."""
 
     @cached_property
     def image_sets(self) -> dict[Part, ImageSet]:
@@ -120,15 +126,15 @@ class ImageDataModule(TaskDataModule):
         return self._load_images()
 
     def prepare_data(self) -> None:
-        """Read the images: first in one process, which leaves downloads and caches to the others.
+        """Load the images in one process first, so that one downloads and builds caches for all.
 
         Raises:
-            InputError, OSError: as the data module says, where the files are not what they must be.
+            InputError, OSError: if the files are not what the data module says they must be.
         """
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the images, in every process."""
+        """Load the images, in every process."""
         _ = self.image_sets
 
     def training_batch(self, index: int, rank: int = 0) -> Task:
@@ -136,13 +142,16 @@ class ImageDataModule(TaskDataModule):
         images = self.image_sets[Part.TRAIN]
         _, world_size = self._rank_and_world_size()
         first = (index * world_size + rank) * self.batch_size
-        places = range(first, first + self.batch_size)
+        positions = range(first, first + self.batch_size)
         with seeded(Part.TRAIN, self.seed, rank, index):
             draw = self._draw(self.sizes.draw(self.batch_size))
-        return images_to_task(images[_shuffled(places, len(images), self.seed)], draw)
+        return images_to_task(images[_shuffled(positions, len(images), self.seed)], draw)
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
-        """The fixed evaluation tasks of these indices, those of `Part.PREDICT` with all targets."""
+        """The fixed evaluation tasks of these indices.
+
+        The targets of `Part.PREDICT` are all pixels that are not in the context.
+        """
         draws = []
         for index in indices:
             with seeded(part, self.eval_seed, index):
@@ -154,10 +163,10 @@ class ImageDataModule(TaskDataModule):
         return images_to_task(images[indices], PixelDraw.stack(draws))
 
     def completion_task(self, index: int = 0, num_context: int = 50) -> Task:
-        """A task whose targets are all pixels that are not in the context, for figures.
+        """A task for figures, whose targets are all pixels that are not in the context.
 
-        The images are those of the test, of seen and unseen kinds by turns; a larger context of one
-        image contains the smaller ones.
+        The images are test images, of seen and unseen kinds by turns. A larger context of an image
+        contains the smaller ones.
 
         Raises:
             InputError: if the context leaves no pixel.
@@ -172,10 +181,10 @@ class ImageDataModule(TaskDataModule):
             for kind in (Part.TEST, Part.TEST_UNSEEN)
             if kind in self.image_sets
         ]
-        images, place = kinds[index % len(kinds)], index // len(kinds)
+        images, number = kinds[index % len(kinds)], index // len(kinds)
         with seeded(Part.FIGURES, self.eval_seed, index):
             draw = self._draw(self._all_others(torch.tensor([num_context])))
-        return images_to_task(images[[place % len(images)]], draw)
+        return images_to_task(images[[number % len(images)]], draw)
 
     def _all_others(self, num_context: Int[Tensor, "batch"]) -> ContextTargetSplit:
         """The sizes of tasks whose targets are all pixels that are not in the context."""
@@ -212,10 +221,10 @@ class ImageDataModule(TaskDataModule):
         return self._evaluation_loader(min(number, self.num_test_tasks or number), part)
 
 
-def _shuffled(places: range, num_images: int, seed: int) -> Int[np.ndarray, "batch"]:
-    """The images at these places of the endless sequence of passes over all of them."""
+def _shuffled(positions: range, num_images: int, seed: int) -> Int[np.ndarray, "batch"]:
+    """The images at these positions of the endless sequence of passes over all of them."""
     return np.array(
-        [_order_of_pass(num_images, seed, p // num_images)[p % num_images] for p in places]
+        [_order_of_pass(num_images, seed, p // num_images)[p % num_images] for p in positions]
     )
 
 

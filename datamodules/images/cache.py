@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, into a memory-mapped file."""
+"""Decodes and resizes pictures once, into a memory-mapped file."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from npbench.errors import InputError
 
-# Part of a cache's name: a new number where the pixels or the files of a cache change.
+# This number is in the name of a cache. It must change when the pixels or the files of a cache do.
 _VERSION = 1
 _BLOCK = 512
 
@@ -30,7 +30,7 @@ OnCorrupt = Literal["skip", "error"]
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads a picture: upright, grey or RGB, its central square resized (bicubic, antialiased).
+    """Decodes a picture: upright, grey or RGB, its central square resized (bicubic, antialiased).
 
     Args:
         resolution: rows and columns of the result.
@@ -49,17 +49,17 @@ class Decoder:
             raise InputError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB)")
 
     def __call__(self, path: Path) -> UInt8[np.ndarray, "channels height width"]:
-        """Raises whatever the picture's format raises where it is corrupt."""
+        """Decode a picture; where it is corrupt, raise whatever its format raises."""
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I;16"):
-                # Pillow would cut 16 bits off at 255.
+                # Pillow would clip 16-bit values at 255.
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             picture = picture.convert("L" if self.num_channels == 1 else "RGB")
         if self.center_crop:
             side = min(picture.size)
             left, top = ((length - side) // 2 for length in picture.size)
-            # Not by `resize`, whose filter looks beyond the box that it is given.
+            # The filter of `resize(box=…)` would look beyond the box.
             picture = picture.crop((left, top, left + side, top + side))
         size = (self.resolution, self.resolution)
         pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
@@ -70,8 +70,8 @@ class Decoder:
 class ImageCache:
     """Decoded pictures in a memory-mapped file, which all workers and ranks share.
 
-    `names` are those of the pictures in `images`; `skipped` says of the others why they could not
-    be read.
+    `names` are the names of the pictures in `images`. `skipped` has the names of the others, each
+    with the reason why it could not be decoded.
     """
 
     images: UInt8[np.ndarray, "images channels height width"]
@@ -88,23 +88,24 @@ class ImageCache:
         on_corrupt: OnCorrupt = "skip",
         fingerprint: str = "",
     ) -> "ImageCache":
-        """The cache of these pictures, built first where it does not exist.
+        """The cache of these pictures, which is built first if it does not exist.
 
         It is a folder `v1-64x64x3-…`, whose name ends in a hash of the names, the decoder and the
-        fingerprint, and which comes into being by a rename when it is whole. Of several processes
-        one builds, and the others wait.
+        fingerprint. It gets this name when it is whole. Of several processes one builds the cache,
+        and the others wait.
 
         Args:
-            folder: where the pictures are.
-            names: their paths below it.
-            decoder: reads one.
-            cache_dir: where caches are kept.
-            on_corrupt: leave a picture out that cannot be read, with a warning, or raise an error.
-            fingerprint: whatever else a cache should be built anew for.
+            folder: the folder of the pictures.
+            names: paths of the pictures in it.
+            decoder: decodes a picture.
+            cache_dir: the folder of the caches.
+            on_corrupt: leave out pictures that cannot be decoded, with a warning, or raise an
+                error.
+            fingerprint: anything else that asks for a new cache when it changes.
 
         Raises:
             FileNotFoundError: if a picture is missing.
-            InputError: if one is corrupt and `on_corrupt` is "error", or all are.
+            InputError: if a picture is corrupt and `on_corrupt` is "error", or if all are corrupt.
         """
         key = hashlib.sha256("\n".join([repr(decoder), fingerprint, *names]).encode()).hexdigest()
         size = f"{decoder.resolution}x{decoder.resolution}x{decoder.num_channels}"
@@ -144,7 +145,7 @@ def _build(
             f"the cache of {len(names):,} pictures takes {len(names) * size / 2**30:.1f} GiB, and "
             f"{path.parent} has {free / 2**30:.1f} GiB left; set cache_dir to another folder"
         )
-    # Whoever is alone here may clear away what a killed process has left.
+    # No other process builds now (see `_alone`), so what is left here is of one that was killed.
     partial = path.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -176,12 +177,12 @@ def _build(
 def _decode_all(
     folder: Path, names: Sequence[str], decoder: Decoder
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "channels height width"] | Exception]]:
-    """Each picture, or why it cannot be read, in order; with a progress bar."""
+    """Yield each picture in order, or the error that its decoding raised; show a progress bar."""
 
     def decode(name: str) -> UInt8[np.ndarray, "channels height width"] | Exception:
         try:
             return decoder(folder / name)
-        except Exception as error:  # a format raises what it likes
+        except Exception as error:  # the formats raise all kinds of errors
             return error
 
     description = f"decoding to {decoder.resolution}×{decoder.resolution}"
@@ -203,7 +204,7 @@ def _check_all_exist(folder: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def _alone(cache_dir: Path) -> Iterator[None]:
-    """One process at a time; a lock that goes with its process, however that ends."""
+    """Let one process at a time into the block. The lock goes with its process, however it ends."""
     lock = FileLock(cache_dir / "lock")
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from datamodules.images.cache import Decoder, ImageCache, OnCorrupt
 from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
 
-# Of the paper, by resolution: N + M stays below, and the most targets of a training task.
+# The paper's numbers by resolution: N + M stays below the first, and a training task has at most
+# so many targets as the second says.
 _PROTOCOL = {32: (200, None), 64: (800, 400), 128: (1600, 400)}
 
 _PICTURES, _PARTITION, _IDENTITY = (
@@ -24,29 +25,30 @@ _HOME = "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 class CelebADataModule(ImageDataModule):
     """Image completion on CelebA at 32×32, 64×64 or 128×128 RGB pixels.
 
-    Split by the official partition, in the manner of the paper's code: tested on 2, trained on 0
-    and 1, but for the first persons (by number) of partition 1, `num_val_tasks` of whose pictures
-    are for validation: no person is in two splits.
+    The official partition splits the pictures as the paper's code does it: partition 2 is for
+    tests, partitions 0 and 1 are for training. Only the first persons (by number) of partition 1
+    are taken out; `num_val_tasks` of their pictures are for validation, so that no person is in two
+    parts.
 
-    Read as they are: `img_align_celeba/`, `list_eval_partition.txt` and `identity_CelebA.txt`, in
-    `root` or in `root/celeba`, where torchvision keeps them. The pictures are decoded once, the
-    central 178×178 of the 178×218 pixels resized, into a cache that all processes share: 0.6, 2.3
-    or 9.3 GiB.
+    The files are `img_align_celeba/`, `list_eval_partition.txt` and `identity_CelebA.txt`, as they
+    are published, in `root` or in `root/celeba`, where torchvision keeps them. The pictures are
+    decoded once: the central 178×178 of the 178×218 pixels are resized, into a cache of 0.6, 2.3 or
+    9.3 GiB that all processes share.
 
     Args:
         root: the folder that holds these files, or `celeba/` with them.
         resolution: 32, 64 or 128.
         batch_size: tasks a training step, on each rank.
         max_num_points: N + M stays below; N ~ U{3, …, max − 4}, M ~ U{3, …, max − 1 − N}. By
-            default 200, 800 or 1600, as the resolution is.
-        eval_seed: of the validation, test and prediction tasks.
-        download: get the files (1.4 GB) if they are missing, which takes the package gdown.
+            default 200, 800 or 1600, by the resolution.
+        eval_seed: seed of the validation, test and prediction tasks.
+        download: get the files (1.4 GB) if they are missing; this takes the package gdown.
         max_num_targets: most targets of a training task; by default 400 above resolution 32.
         num_val_tasks: number of validation tasks.
         center_crop: cut out the central square; otherwise the whole picture is squeezed.
-        on_corrupt: leave pictures out that cannot be read, with a warning, or raise an error.
-        cache_dir: where to keep the cache, by default `npbench-cache` beside the pictures; caches
-            of one folder are told apart by the resolution and the pictures' names.
+        on_corrupt: leave out pictures that cannot be decoded, with a warning, or raise an error.
+        cache_dir: where to keep the cache; by default it is `npbench-cache` beside the pictures.
+            One folder may hold caches of several resolutions and sets of pictures.
 
     The other arguments are those of `ImageDataModule`.
 
@@ -170,15 +172,15 @@ class CelebADataModule(ImageDataModule):
 
 
 def _parse_list(path: Path) -> dict[str, int]:
-    """The number of each picture: one `000001.jpg 0` a line."""
+    """The number of each picture; each line of the file is like `000001.jpg 0`."""
     numbers = {}
-    for place, line in enumerate(path.read_text().splitlines(), start=1):
+    for number_of_line, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             name, number = line.split()
             numbers[name] = int(number)
         except ValueError as error:
             raise InputError(
-                f"{path}, line {place}: {line!r} is not a picture and a number"
+                f"{path}, line {number_of_line}: {line!r} is not a picture and a number"
             ) from error
     return numbers
 
@@ -186,5 +188,5 @@ def _parse_list(path: Path) -> dict[str, int]:
 def _download(root: Path) -> None:
     try:
         CelebA(root, split="all", target_type="identity", download=True)
-    except Exception as error:  # of the network, the server, the disk or the archive
+    except Exception as error:  # the network, the server, the disk or the archive fails
         raise OSError(f"CelebA cannot be downloaded ({error}); get it from {_HOME}") from error

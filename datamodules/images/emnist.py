@@ -18,19 +18,19 @@ _SIZE = 28
 class EMNISTDataModule(ImageDataModule):
     """Image completion on EMNIST balanced: 47 classes of 28×28 grey pixels, upright.
 
-    Trained on the classes in `class_range`, and tested on them ("seen") and on all others
-    ("unseen") apart. Validation holds out some of the training images.
+    Models are trained on the classes in `class_range`, and tested on them ("seen") and on all
+    others ("unseen") apart. Validation holds out some of the training images.
 
     The files are those that `torchvision.datasets.EMNIST` keeps in `root`, gzipped or not:
     `EMNIST/raw/emnist-balanced-{train,test}-{images-idx3,labels-idx1}-ubyte`.
 
     Args:
         root: the folder that holds `EMNIST/`.
-        class_range: the first class to train on, and the one after the last; 0–9 are the digits,
-            10–46 letters.
+        class_range: the first class to train on, and the one after the last; 0–9 are digits, 10–46
+            are letters.
         batch_size: tasks a training step, on each rank.
         max_num_points: N + M stays below; N ~ U{3, …, max − 4}, M ~ U{3, …, max − 1 − N}.
-        eval_seed: of the validation, test and prediction tasks.
+        eval_seed: seed of the validation, test and prediction tasks.
         download: get the files (560 MB) if they are missing.
         num_val_tasks: number of training images held out for validation, evenly spaced.
 
@@ -92,7 +92,7 @@ class EMNISTDataModule(ImageDataModule):
         self.num_val_tasks = num_val_tasks
 
     def prepare_data(self) -> None:
-        """Download what is missing, where that is asked for, and read the images."""
+        """Download what is missing, where that is asked for, and load the images."""
         if self.download and self._missing():
             _download(self.root)
         super().prepare_data()
@@ -108,8 +108,8 @@ class EMNISTDataModule(ImageDataModule):
                 f"{self._folder} lacks {', '.join(missing)}: set download to true, or unpack "
                 f"{EMNIST.url} and put these files, gzipped or not, there"
             )
-        train, train_label = self._read("train")
-        test, test_label = self._read("test")
+        train, train_label = self._load_file_pair("train")
+        test, test_label = self._load_file_pair("test")
         rows = np.flatnonzero(self._is_seen(train_label))
         if len(rows) <= self.num_val_tasks:
             raise InputError(
@@ -134,9 +134,9 @@ class EMNISTDataModule(ImageDataModule):
     def _is_seen(self, label: np.ndarray) -> np.ndarray:
         return (self.class_range[0] <= label) & (label < self.class_range[1])
 
-    def _read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images, upright, and their labels."""
-        images_file, labels_file = (find_idx(self._folder / name) for name in _files(split))
+    def _load_file_pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The images, upright, and their labels, of the files called train or test."""
+        images_file, labels_file = (find_idx(self._folder / file) for file in _files(name))
         images, labels = load_idx(images_file, num_dims=3), load_idx(labels_file, num_dims=1)
         if images.shape != (len(labels), _SIZE, _SIZE):
             raise InputError(
@@ -151,16 +151,16 @@ class EMNISTDataModule(ImageDataModule):
         return self.root / "EMNIST" / "raw"
 
     def _missing(self) -> list[str]:
-        names = [name for split in ("train", "test") for name in _files(split)]
+        names = [*_files("train"), *_files("test")]
         return [name for name in names if find_idx(self._folder / name) is None]
 
 
-def _files(split: str) -> tuple[str, str]:
-    return tuple(f"emnist-balanced-{split}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+def _files(name: str) -> tuple[str, str]:
+    return tuple(f"emnist-balanced-{name}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
 
 
 def _download(root: Path) -> None:
     try:
         EMNIST(root, split="balanced", download=True)
-    except Exception as error:  # of the network, the server, the disk or the archive
+    except Exception as error:  # the network, the server, the disk or the archive fails
         raise OSError(f"EMNIST cannot be downloaded ({error}); get it from {EMNIST.url}") from error

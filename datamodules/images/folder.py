@@ -1,4 +1,4 @@
-"""Pictures of your own."""
+"""Pictures of your own, in a folder."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ _SUFFIXES = {
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Image completion on a folder of pictures of any size, below it at any depth.
+    """Image completion on a folder of pictures of any size; its subfolders count too.
 
-    A hash of a picture's path below the folder says whether it is for training, validation or
-    testing: adding others moves none. The pictures are decoded once, their central square resized,
-    into a cache that all processes share, and that is built anew when a picture is added, removed
-    or changed.
+    A hash of the path of a picture in the folder says whether it is for training, validation or
+    testing, so that added pictures move no other. The pictures are decoded once: their central
+    squares are resized, into a cache that all processes share. It is built anew when a picture is
+    added, removed or changed.
 
     Args:
         root: the folder.
@@ -30,12 +30,12 @@ class ImageFolderDataModule(ImageDataModule):
         batch_size: tasks a training step, on each rank.
         max_num_points: N + M stays below; N ~ U{3, …, max − 4}, M ~ U{3, …, max − 1 − N}. By
             default a fifth of the pixels, as with CelebA.
-        eval_seed: of the validation, test and prediction tasks.
+        eval_seed: seed of the validation, test and prediction tasks.
         val_share: share of the pictures for validation.
         test_share: share of the pictures for testing.
         center_crop: cut out the central square; otherwise the whole picture is squeezed.
-        on_corrupt: leave pictures out that cannot be read, with a warning, or raise an error.
-        cache_dir: where to keep the cache; by default `npbench-cache` in the folder.
+        on_corrupt: leave out pictures that cannot be decoded, with a warning, or raise an error.
+        cache_dir: where to keep the cache; by default it is `npbench-cache` in the folder.
 
     The other arguments are those of `ImageDataModule`.
 
@@ -115,19 +115,20 @@ class ImageFolderDataModule(ImageDataModule):
             self.on_corrupt,
             fingerprint=repr(changes),
         )
-        place = np.array([uniform_hash(name) for name in cache.names])
-        below = {
-            Part.TEST: place < self.test_share,
-            Part.VALIDATE: (place >= self.test_share) & (place < self.test_share + self.val_share),
-            Part.TRAIN: place >= self.test_share + self.val_share,
+        hashes = np.array([uniform_hash(name) for name in cache.names])
+        chosen = {
+            Part.TEST: hashes < self.test_share,
+            Part.VALIDATE: (hashes >= self.test_share)
+            & (hashes < self.test_share + self.val_share),
+            Part.TRAIN: hashes >= self.test_share + self.val_share,
         }
         sets = {
-            kind: ImageSet(cache.images, np.flatnonzero(is_in)) for kind, is_in in below.items()
+            part: ImageSet(cache.images, np.flatnonzero(is_in)) for part, is_in in chosen.items()
         }
         if not all(len(images) for images in sets.values()):
-            counts = [len(sets[kind]) for kind in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
+            counts = [len(sets[part]) for part in (Part.TRAIN, Part.VALIDATE, Part.TEST)]
             raise InputError(
-                f"the {len(place)} pictures in {self.root} come apart into {counts} for training, "
+                f"the {len(hashes)} pictures in {self.root} come apart into {counts} for training, "
                 f"validation and testing; each takes 1 or more: add pictures, or change val_share "
                 f"or test_share"
             )

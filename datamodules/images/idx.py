@@ -1,4 +1,4 @@
-"""Reading idx files, the format of MNIST and its kin."""
+"""Loads idx files, the format of MNIST and its kin."""
 
 import gzip
 import math
@@ -12,23 +12,23 @@ from npbench.errors import InputError
 
 
 def find_idx(path: Path) -> Path | None:
-    """The file, or else the same gzipped, or else None."""
+    """The file if it is there, or else the same file gzipped, or else None."""
     zipped = path.with_name(f"{path.name}.gz")
     return next((file for file in (path, zipped) if file.is_file()), None)
 
 
 def load_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, "..."]:
-    """The array of bytes in an idx file, gzipped or not.
+    """Load the array of bytes in an idx file, which may be gzipped.
 
     An idx file is a magic number (two zero bytes, 8 for unsigned bytes, the number of dimensions),
     the length of each dimension as a big-endian 32-bit integer, and the values.
 
     Args:
-        path: ends in `.gz` where it is gzipped.
-        num_dims: that it must have: 3 for images, 1 for labels.
+        path: the file; a gzipped one ends in `.gz`.
+        num_dims: the number of dimensions that it must have: 3 for images, 1 for labels.
 
     Raises:
-        InputError: if it is no such file, or is cut off.
+        InputError: if it is no such file, or if it is cut off.
     """
     try:
         content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()

@@ -10,17 +10,17 @@ from datamodules.sampling import ContextTargetSplit
 from npbench.errors import InputError
 from npbench.task import Task
 
-# The outputs of all values. Divided on the CPU, as a GPU multiplies by an inverse in its place.
+# The outputs of all values. They are divided on the CPU, because a GPU multiplies by an inverse.
 _LEVELS = torch.arange(256) / 255 - 0.5
 
 
 @dataclass(frozen=True)
 class PixelDraw:
-    """All the randomness of a batch of image tasks: who draws it, and in which order, is theirs.
+    """All the random numbers of a batch of image tasks. Whoever draws them chooses the order.
 
     `key` puts the pixels of each image in an order (see `pixel_order`): the first `num_context` of
-    them are the context, the next `num_target` the targets. `noise` is added to the values of the
-    first so many.
+    them are the context, the next `num_target` the targets. `noise` is added to their values in
+    this order.
     """
 
     num_context: Int[Tensor, "batch"]
@@ -30,7 +30,7 @@ class PixelDraw:
 
     @classmethod
     def stack(cls, draws: list["PixelDraw"]) -> "PixelDraw":
-        """Several draws as one; noise for the same number of points."""
+        """Join several draws, with noise for the same number of points, into one."""
 
         def cat(name: str) -> Tensor:
             return torch.cat([getattr(draw, name) for draw in draws])
@@ -40,22 +40,22 @@ class PixelDraw:
 
 
 def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: PixelDraw) -> Task:
-    r"""One task an image: predict the colour of some pixels from that of others.
+    r"""Make a task of each image: predict the colour of some pixels from that of others.
 
     The pixel of row i and column j of an image of height H and width W is the point
 
     $$x = \left(\frac{2i}{H-1} - 1, \frac{2j}{W-1} - 1\right), \qquad
       y = \frac{\text{value}}{255} - \frac12 + \text{noise}$$
 
-    No pixel is both context and target, or either twice. The same images and draw give the same
-    task on any device; the task is on the device of the images.
+    No pixel is both context and target, and none is either twice. The same images and draw give the
+    same task on any device. The task is on the device of the images.
 
     Args:
         images: values from 0 to 255, on any device.
         draw: which pixels are context and which are targets.
 
     Raises:
-        InputError: if a draw wants more pixels than there are.
+        InputError: if a draw asks for more pixels than there are.
 
     Example:
         >>> images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
@@ -83,7 +83,7 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
 
 
 def _coordinates(height: int, width: int) -> Float[Tensor, "pixels 2"]:
-    """Of all pixels, row by row."""
+    """The coordinates of all pixels, row by row."""
     return torch.cartesian_prod(
         *(2 * torch.arange(size) / max(size - 1, 1) - 1 for size in (height, width))
     )
@@ -94,8 +94,8 @@ def pixel_order(
 ) -> Int[Tensor, "batch points"]:
     """The first `num_points` of the pixels of each image, in an order drawn by its key.
 
-    The order is that of a 64-bit hash of key and pixel: integers alone, and no two the same, so
-    that it is the same on every device and in every batch.
+    The order is that of a 64-bit hash of key and pixel. Hashes are integers and no two are equal,
+    so that the order is the same on every device and in every batch.
 
     Source: the hash is SplitMix64 (Steele, Lea & Flood, *Fast Splittable Pseudorandom Number
     Generators*, OOPSLA 2014).
@@ -106,8 +106,11 @@ def pixel_order(
 
 
 def _mix(bits: Int[Tensor, "batch pixels"]) -> Int[Tensor, "batch pixels"]:
-    """SplitMix64's finaliser, in place: a bijection of 64-bit integers, in which torch's wrap
-    around as they should. Its right shift repeats the sign, which the mask takes away."""
+    """SplitMix64's finaliser, a bijection of 64-bit integers; it overwrites its input.
+
+    Torch's integers wrap around as the bijection needs it. Their right shift repeats the sign, and
+    a mask takes the repeated bits away.
+    """
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         bits ^= (bits >> shift).bitwise_and_((1 << 64 - shift) - 1)
         bits *= factor

@@ -1,4 +1,4 @@
-"""The file formats of event sequences, one a module; `detect` finds out which one a path has."""
+"""The file formats of event sequences. Each has its module; `detect` finds out which one it is."""
 
 from datamodules.events.formats.detect import EventFormat, load_events
 from datamodules.events.formats.event_table import (

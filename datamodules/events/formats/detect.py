@@ -1,4 +1,4 @@
-"""Finding out the format of event sequences, and reading it."""
+"""Finds out the format of event sequences, and loads them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,20 +35,21 @@ def load_events(
     fold: int = 1,
     columns: Sequence[str] = ("sequence", "time", "mark"),
 ) -> EventTable | dict[Part, EventTable]:
-    """The sequences for training, tests, and perhaps validation; one table where no parts are told.
+    """Load the sequences for training, for tests and, where there are some, for validation.
 
-    A part for validation that holds no events counts as none.
+    Where the data have no parts, the result is one table of all sequences. A part for validation
+    that holds no events is left out.
 
     Args:
         path: a folder, a file, or the name of a data set on the Hugging Face hub.
         format: as `EventSequenceDataModule` says.
-        fold: of text pairs.
-        columns: of a table: what it calls the sequence, the time and the mark.
+        fold: the fold of text pairs that is tested on.
+        columns: what a table calls the sequence, the time and the mark.
 
     Raises:
-        InputError: if the files are not of the format, which names file and line; if they hold no
-            events; if a package is missing.
-        FileNotFoundError: if there are none.
+        InputError: if the files are not of the format (the message names file and line), if they
+            hold no events, or if a package is missing.
+        FileNotFoundError: if there are no files.
     """
     found = _load(path, format, fold, columns)
     if isinstance(found, EventTable):
@@ -87,22 +88,22 @@ def _load(
 
 
 def _find_format(path: str | Path) -> EventFormat:
-    file = Path(path)
-    if place.is_dir():
-        names = sorted(file.name for file in place.iterdir())
-        if folds_in(place):
+    found = Path(path)
+    if found.is_dir():
+        names = sorted(file.name for file in found.iterdir())
+        if folds_in(found):
             return "text"
         for format, suffixes in (("easytpp", _OBJECTS), ("table", _TABLES)):
             if any(f"train{suffix}" in names for suffix in suffixes):
                 return format
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         raise InputError(f"{path} holds {listed or 'nothing'}, of no known format. {_FORMATS}")
-    if not place.exists():
+    if not found.exists():
         if str(path).startswith("easytpp/"):
             return "huggingface"
         raise FileNotFoundError(f"there is no {path}. {_FORMATS}")
     for format, suffixes in (("easytpp", _OBJECTS), ("table", _TABLES)):
-        if place.name.endswith(suffixes):
+        if found.name.endswith(suffixes):
             return format
     raise InputError(f"{path} is a file of no known format. {_FORMATS}")
 

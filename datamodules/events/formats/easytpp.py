@@ -1,4 +1,4 @@
-"""Event sequences as Gatech and EasyTPP publish them: JSON, pickles, data sets on a hub."""
+"""Loads event sequences as Gatech and EasyTPP publish them: JSON, pickles, sets on a hub."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,19 +14,19 @@ from npbench.errors import InputError
 
 _TIMES, _INTERVALS, _MARKS = "time_since_start", "time_since_last_event", "type_event"
 
-# Times and intervals may differ by so much of the latest time of a sequence: files round.
+# Files round: times and intervals may differ by this share of the latest time of a sequence.
 _ROUNDING = 1e-4
 
 
 def load_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
-    """The sequences of a file, by the names that it gives to its parts, if it has parts.
+    """Load the sequences of a file, by the names of its parts where it has parts.
 
-    A file is a list of sequences, one of them a line, or `{"train": [...], …}`. A sequence is an
-    object with lists `time_since_start` and `type_event`, or a list of objects with one of each.
-    `dim_process`, in the file or its sequences, is the number of marks.
+    A file is a list of sequences, or has one sequence in each line, or is `{"train": [...], …}`. A
+    sequence is an object with lists `time_since_start` and `type_event`, or a list of objects with
+    one of each. `dim_process`, in the file or its sequences, is the number of marks.
 
     Raises:
-        InputError: if the file holds something else; names file and sequence.
+        InputError: if the file holds something else; the message names file and sequence.
     """
     content = load_plain(path) if path.suffix in (".pkl", ".pickle") else _load_json(path)
     if isinstance(content, Mapping) and _TIMES in content:
@@ -50,7 +50,7 @@ def load_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
 
 
 def load_hub(name: str) -> dict[str, EventTable]:
-    """The sequences of a data set on the Hugging Face hub, by the names of its parts.
+    """Load the sequences of a data set on the Hugging Face hub, by the names of its parts.
 
     Raises:
         InputError: if the package `datasets` is missing, or the data set not of EasyTPP's format.
@@ -74,7 +74,7 @@ def _load_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise InputError(f"{path} is no JSON: {error}") from error
-    # One object after another: of a line each.
+    # The file has an object in each line.
     objects = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:
@@ -111,15 +111,15 @@ def _table(sequences: Iterable[Any], source: str, num_marks: Any = None) -> Even
 
 
 def _columns(sequence: Any, where: str) -> Mapping[str, Any]:
-    """A sequence as lists by name, whichever of the two forms it has."""
+    """The lists of a sequence by name, whichever of the two forms it has."""
     if isinstance(sequence, list) and all(isinstance(event, Mapping) for event in sequence):
         names = [_TIMES, _MARKS]
         names += [_INTERVALS] if sequence and _INTERVALS in sequence[0] else []
         columns = {}
         for name in names:
-            for place, event in enumerate(sequence, start=1):
+            for position, event in enumerate(sequence, start=1):
                 if name not in event:
-                    raise InputError(f"{where}, event {place} has no {name}")
+                    raise InputError(f"{where}, event {position} has no {name}")
             columns[name] = [event[name] for event in sequence]
         return columns
     if not isinstance(sequence, Mapping):
@@ -149,7 +149,7 @@ def _check_intervals(
     if len(intervals) != len(times):
         raise InputError(f"{where} has {len(times)} times and {len(intervals)} {_INTERVALS}")
     wrong = np.abs(np.diff(times, prepend=0) - intervals) > _ROUNDING * np.abs(times).max(initial=0)
-    wrong[:1] = False  # of what the first is counted, publishers differ
+    wrong[:1] = False  # publishers differ in what they count the first interval from
     if (event := first_true(wrong)) is not None:
         raise InputError(
             f"{where}, event {event + 1}: {_INTERVALS} is {intervals[event]}, but {_TIMES} goes "

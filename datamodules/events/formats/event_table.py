@@ -1,4 +1,4 @@
-"""Sequences of events as files have them."""
+"""Sequences of events, with the marks, the times and the order of a file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ Vocabulary = list[int] | list[str]
 
 @dataclass(frozen=True, eq=False)
 class EventTable:
-    """Sequences of events one behind another, with the place where each event stands in its file.
+    """Sequences of events one after another, each event with its line in the file.
 
     Args:
-        times: of the events, by the data's own clock.
-        marks: of the events, whole numbers or strings.
+        times: times of the events, by the data's own clock.
+        marks: marks of the events, whole numbers or strings.
         lengths: number of events of each sequence.
-        names: of the sequences, which decide to what split one belongs.
+        names: names of the sequences, which decide to what part of the data one belongs.
         labels: what predictions call the sequences.
-        sources: the file of each sequence and what it counts: "events.csv, line".
-        lines: of each event, the number of its line (or row, or sequence) in the file.
-        places: of each event, its number in the line; 0 in files of one event a line.
-        num_marks: number of kinds of events, if the file says it: then they are 0, 1, ….
+        sources: the file of each sequence and what it counts, such as "events.csv, line".
+        lines: number of the line (or row, or sequence) of each event in its file.
+        positions: number of each event in its line; 0 in files that have one event in a line.
+        num_marks: number of kinds of events, if the file says it; the marks are 0, 1, … then.
     """
 
     times: Float64[np.ndarray, "events"]
@@ -41,7 +41,7 @@ class EventTable:
     labels: Shaped[np.ndarray, "sequences"]
     sources: Shaped[np.ndarray, "sequences"]
     lines: Int64[np.ndarray, "events"]
-    places: Int64[np.ndarray, "events"]
+    positions: Int64[np.ndarray, "events"]
     num_marks: int | None = None
 
     @classmethod
@@ -53,7 +53,10 @@ class EventTable:
         source: str,
         num_marks: int | None = None,
     ) -> "EventTable":
-        """A file of one sequence a line: its label; a hash of its times is its name."""
+        """The table of a file that has one sequence in each line.
+
+        The number of its line labels a sequence, and a hash of its times names it.
+        """
         ends = np.cumsum(lengths)
         names = [
             hashlib.sha256(times[end - length : end].tobytes()).hexdigest()
@@ -61,14 +64,14 @@ class EventTable:
         ]
         labels = np.arange(1, len(lengths) + 1)
         lines = np.repeat(labels, lengths)
-        places = np.arange(1, len(times) + 1) - np.repeat(ends - lengths, lengths)
+        positions = np.arange(1, len(times) + 1) - np.repeat(ends - lengths, lengths)
         sources = np.full(len(lengths), source, dtype=object)
         names = np.array(names, dtype=object)
-        return cls(times, marks, lengths, names, labels, sources, lines, places, num_marks)
+        return cls(times, marks, lengths, names, labels, sources, lines, positions, num_marks)
 
     @classmethod
     def joined(cls, tables: Sequence["EventTable"]) -> "EventTable":
-        """Their sequences, one table's behind another's; marks of some as text make all text."""
+        """Join tables into one. Where the marks of some are text, all marks become text."""
         first, *_ = tables
         columns = {
             field.name: np.concatenate([getattr(table, field.name) for table in tables])
@@ -86,12 +89,12 @@ class EventTable:
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def where(self, event: int) -> str:
-        """The place of an event, for messages."""
+        """Where an event stands in its file, for messages."""
         line = f"{self.sources[self.sequence_of[event]]} {self.lines[event]}"
-        return f"{line}, event {self.places[event]}" if self.places[event] else line
+        return f"{line}, event {self.positions[event]}" if self.positions[event] else line
 
     def select(self, sequences: Bool[np.ndarray, "sequences"]) -> "EventTable":
-        """These sequences only."""
+        """The table of these sequences alone."""
         kept = self.keep(np.repeat(sequences, self.lengths))
         return replace(
             kept,
@@ -102,38 +105,38 @@ class EventTable:
         )
 
     def keep(self, events: Bool[np.ndarray, "events"]) -> "EventTable":
-        """These events only, of all sequences."""
+        """The table of these events alone; it keeps all sequences, even empty ones."""
         return replace(
             self._take(np.flatnonzero(events)),
             lengths=np.bincount(self.sequence_of[events], minlength=len(self)),
         )
 
     def _take(self, events: Int64[np.ndarray, "taken"]) -> "EventTable":
-        columns = "times", "marks", "lines", "places"
+        columns = "times", "marks", "lines", "positions"
         return replace(self, **{name: getattr(self, name)[events] for name in columns})
 
     def split_off(self, share: float) -> tuple["EventTable", "EventTable"]:
-        """The sequences of which a hash of the name is below `share`, and the others.
+        """Split the sequences by a hash of their names: those where it is below `share` come first.
 
-        Of two sequences or more, at least one is on either side, unless the share is 1.
+        If there are two sequences or more, each side gets at least one, unless the share is 1.
         """
-        places = np.array([uniform_hash(name) for name in self.names])
-        below = places < share
+        hashes = np.array([uniform_hash(name) for name in self.names])
+        below = hashes < share
         if len(self) > 1 and share < 1:
-            below[[places.argmin(), places.argmax()]] = True, False
+            below[[hashes.argmin(), hashes.argmax()]] = True, False
         return self.select(below), self.select(~below)
 
     def mended(self, on_disorder: OnDisorder, on_duplicates: OnDuplicates) -> "EventTable":
-        """With times that do not fall in a sequence, nor stand still unless duplicates are kept.
+        """The table with times that rise in each sequence, or stay equal where that is allowed.
 
         Args:
-            on_disorder: raise an error where a time is below that before it, or sort each
-                sequence by time, events of one time as they were.
-            on_duplicates: raise an error where a time is that before it, keep both events, or the
-                first.
+            on_disorder: raise an error where a time is below the one before it, or sort each
+                sequence by time; events of one time keep their order.
+            on_duplicates: raise an error where a time equals the one before it, keep both events,
+                or keep the first.
 
         Raises:
-            InputError: with the place in the file.
+            InputError: if a time is not finite, or breaks these rules; the message names the line.
         """
         if (event := first_true(~np.isfinite(self.times))) is not None:
             raise InputError(f"{self.where(event)}: time {self.times[event]} is not finite")
@@ -158,14 +161,14 @@ class EventTable:
         return table
 
     def _steps(self) -> Float64[np.ndarray, "events"]:
-        """From the event before in the sequence; not a number where there is none."""
+        """Time since the event before in the sequence; NaN at the first event of each."""
         steps = np.diff(self.times, prepend=np.nan)
         steps[np.flatnonzero(np.diff(self.sequence_of, prepend=-1))] = np.nan
         return steps
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The marks in order; those that the file announces, or else those that are in it."""
+        """The marks in order: all that the file announces, or else those that occur in it."""
         if self.num_marks is not None:
             return list(range(self.num_marks))
         return np.unique(self.marks).tolist()
@@ -173,38 +176,38 @@ class EventTable:
     def indexed(
         self, vocabulary: Vocabulary, unknown_marks: UnknownMarks, of: str
     ) -> tuple["EventTable", Int64[np.ndarray, "events"]]:
-        """The marks' places in a vocabulary, and the table, without unknown ones where so asked.
+        """The table, and the index of each of its marks in a vocabulary.
 
         Args:
             vocabulary: all known marks.
-            unknown_marks: raise an error at marks that are not there, or leave those events out.
+            unknown_marks: raise an error at marks that the vocabulary lacks, or drop their events.
             of: whose vocabulary it is, for the message.
 
         Raises:
-            InputError: with the place in the file.
+            InputError: if the vocabulary lacks a mark; the message names the line.
         """
         known, marks = np.array(vocabulary), self.marks
-        if known.dtype.kind != marks.dtype.kind:  # numbers on one side, text on the other
+        if known.dtype.kind != marks.dtype.kind:  # one holds numbers and the other text
             known, marks = known.astype(str), marks.astype(str)
-        places = pd.Index(known).get_indexer(marks).astype(np.int64)
+        indices = pd.Index(known).get_indexer(marks).astype(np.int64)
         if unknown_marks == "drop":
-            return self.keep(places >= 0), places[places >= 0]
-        if (event := first_true(places < 0)) is not None:
+            return self.keep(indices >= 0), indices[indices >= 0]
+        if (event := first_true(indices < 0)) is not None:
             raise InputError(
                 f"{self.where(event)}: mark {marks[event].item()!r} is none of the "
                 f"{len(vocabulary)} of {of} ({_some(vocabulary)}); mend the file, or set "
                 f"unknown_marks to drop such events"
             )
-        return self, places
+        return self, indices
 
 
 def first_true(values: Bool[np.ndarray, "events"]) -> int | None:
-    """The place of the first True."""
+    """The index of the first True, or None."""
     return next(iter(np.flatnonzero(values).tolist()), None)
 
 
 def not_whole(marks: np.ndarray) -> Bool[np.ndarray, "events"]:
-    """Whether floats are anything but whole numbers that they can count."""
+    """True where a float is no whole number, or too large to tell it from its neighbours."""
     return ~(np.abs(marks) < 2**53) | (marks != np.round(marks))
 
 

@@ -1,4 +1,4 @@
-"""Event sequences as one long table, of an event a row."""
+"""Loads event sequences from one long table, which has an event in each row."""
 
 import zlib
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ _WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
 
 
 def load_table(path: Path, columns: Sequence[str]) -> EventTable:
-    """The sequences of a table, in the order of their first rows; the rows may be in any order of
-    sequences.
+    """Load the sequences of a table, in the order of their first rows.
 
-    Times are numbers, or in Parquet durations, which count as seconds, or timestamps, as seconds
-    since 1970. Sequences and marks of a CSV are text as it spells them; its marks are numbers where
-    all are whole, none with leading zeros and none spelled in two ways.
+    The rows of different sequences may be mixed. Times are numbers; in Parquet they may also be
+    durations, which count as seconds, or timestamps, which count as seconds since 1970. Sequences
+    and marks of a CSV file are text as the file spells them; its marks are numbers where all of
+    them are whole, none has leading zeros and none is spelled in two ways.
 
     Args:
-        path: `.csv`, perhaps zipped, or `.parquet`.
+        path: a `.csv` file, which may be zipped, or a `.parquet` file.
         columns: what the table calls the sequence, the time and the mark.
 
     Raises:
-        InputError: if something is missing or no number; names the line.
+        InputError: if something is missing or is no number; the message names the line.
     """
     sequence, time, mark = columns
     frame, source = _load_frame(path, sequence, mark)
@@ -53,18 +53,18 @@ def load_table(path: Path, columns: Sequence[str]) -> EventTable:
         labels=names,
         sources=np.full(len(names), source, dtype=object),
         lines=frame.index.to_numpy(np.int64)[order],
-        places=np.zeros(len(frame), np.int64),
+        positions=np.zeros(len(frame), np.int64),
     )
 
 
 def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str]:
-    """The table, each row under its number in the file, and what these numbers count."""
+    """The table, whose index numbers the rows as the file does, and what these numbers count."""
     try:
         if path.suffix in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
             frame.index = pd.RangeIndex(1, len(frame) + 1)
             return frame, f"{path}, row"
-        # A mark may be called NA.
+        # A mark may be called NA, which pandas would take for a missing value.
         frame = pd.read_csv(
             path,
             dtype={sequence: str, mark: str},
@@ -82,8 +82,11 @@ def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str
 
 
 def _numbers_or_text(column: pd.Series) -> pd.Series:
-    """Marks as numbers where all are whole and stay apart, or where some are fractions, which
-    `_marks` refuses; as text otherwise."""
+    """The marks of a CSV file, as numbers where that is faithful and as text otherwise.
+
+    They are numbers where all are whole and no two fall together, and also where all are numbers
+    and some are fractions, so that `_marks` refuses them.
+    """
     texts = column.dropna().drop_duplicates()
     numbers = pd.to_numeric(texts, errors="coerce")
     faithful = texts.str.fullmatch(_WHOLE).all() and numbers.is_unique
@@ -98,7 +101,7 @@ def _times(column: pd.Series, source: str) -> Float64[np.ndarray, "events"]:
     if pd.api.types.is_timedelta64_dtype(column):
         return (column / pd.Timedelta(seconds=1)).to_numpy(np.float64)
     if pd.api.types.infer_dtype(column) == "boolean":
-        column = column.astype(str)  # True would count as 1
+        column = column.astype(str)  # otherwise True would count as 1
     numbers = pd.to_numeric(column, errors="coerce")
     for line in column.index[numbers.isna()][:1]:
         raise InputError(f"{source} {line}: time {column[line]!r} is no number")
@@ -106,7 +109,7 @@ def _times(column: pd.Series, source: str) -> Float64[np.ndarray, "events"]:
 
 
 def _marks(column: pd.Series, source: str) -> Shaped[np.ndarray, "events"]:
-    """Whole numbers or text, as the column has them."""
+    """The marks as whole numbers or as text, whichever the column holds."""
     if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
         return column.astype(str).to_numpy().astype(np.str_)
     marks = column.to_numpy()

@@ -1,4 +1,4 @@
-"""Pickles of strangers: plain containers and numbers, and nothing that runs."""
+"""Loads pickles that strangers made: plain containers and numbers, and nothing that runs."""
 
 import pickle
 from collections import OrderedDict
@@ -12,24 +12,24 @@ from npbench.errors import InputError
 
 
 def load_plain(path: Path) -> Any:
-    """What a pickle holds, if that is dictionaries, lists, tuples, strings and numbers.
+    """Load what a pickle holds, if that is dictionaries, lists, tuples, strings and numbers.
 
-    NumPy's numbers come out as Python's and its arrays as lists, put together here: NumPy's own
-    ways to rebuild them trust the file.
+    NumPy's numbers become Python's and its arrays become lists. They are rebuilt here, because
+    NumPy's own functions for that trust the file.
 
     Raises:
-        InputError: if the pickle asks for anything else, which is named, or is damaged.
+        InputError: if the pickle asks for anything else, which the message names, or is damaged.
     """
     with open(path, "rb") as file:
         try:
-            # Latin 1 reads the strings of Python 2, bytes of NumPy arrays among them.
+            # Latin 1 decodes the strings of Python 2, which the bytes of NumPy arrays are too.
             return _PlainUnpickler(file, encoding="latin-1").load()
         except _RefusedError as error:
             raise InputError(
-                f"{path} asks for {error}, and only plain containers and numbers are read from a "
+                f"{path} asks for {error}, and only plain containers and numbers are loaded from a "
                 f"pickle: write it anew as lists, dictionaries and numbers, or as JSON"
             ) from error
-        except Exception as error:  # damaged pickles raise whatever their bytes stumble over
+        except Exception as error:  # a damaged pickle may raise anything
             raise InputError(f"{path} is no pickle, or damaged: {error}") from error
 
 
@@ -51,7 +51,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class _Rebuild:
-    """Calls a function, and cannot be changed by the pickle that gets hold of it."""
+    """Calls a function. A pickle that gets hold of this object cannot change it."""
 
     __slots__ = ("_function",)
 
@@ -79,7 +79,7 @@ class _Dtype:
 
 
 class _Array(list):
-    """A NumPy array, whose numbers come when its state does."""
+    """A NumPy array as a list. Its numbers arrive with its state, after it was made."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, content = state
@@ -87,14 +87,14 @@ class _Array(list):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes as Python 3 writes them for Python 2."""
+    """The bytes of text, which Python 3 writes in this way for Python 2."""
     if encoding not in ("latin1", "latin-1"):
         raise _RefusedError(f"_codecs.encode to {encoding!r}")
     return text.encode("latin-1")
 
 
 def _no_bytes() -> bytes:
-    """The same where there are none."""
+    """The empty bytes, which Python 3 writes in this way for Python 2."""
     return b""
 
 
@@ -108,7 +108,7 @@ def _scalar(dtype: _Dtype, content: Any) -> Any:
     return value
 
 
-# Under the names by which NumPy's pickles ask for them.
+# What stands in for NumPy's classes and functions, under the names that pickles ask for.
 _NUMPY = {
     "dtype": _Dtype,
     "ndarray": _Array,

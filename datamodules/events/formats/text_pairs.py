@@ -12,20 +12,22 @@ from npbench.errors import InputError
 
 
 def folds_in(folder: Path) -> list[int]:
-    """The folds K of which there is a `time-K-test.txt`."""
+    """The numbers K for which the folder has a `time-K-test.txt`."""
     names = (re.fullmatch(r"time-(\d+)-test\.txt", file.name) for file in folder.iterdir())
     return sorted(int(name[1]) for name in names if name)
 
 
 def load_text_pairs(folder: Path, fold: int) -> dict[Part, EventTable]:
-    """The sequences of one fold: `time-K-train.txt` and `-test`, marks in `event-K-….txt`.
+    """Load the sequences of one fold.
 
-    A sequence is a line of numbers with spaces between. Where a fold has no training files, its
-    training sequences are the test sequences of all other folds.
+    Times are in `time-K-train.txt` and `time-K-test.txt`, marks in `event-K-….txt`. A line of
+    numbers with spaces between them is a sequence. Where a fold has no training files, its training
+    sequences are the test sequences of all other folds.
 
     Raises:
         FileNotFoundError: if the fold is not there.
-        InputError: if two files do not fit together, or hold something else; names file and line.
+        InputError: if two files do not fit together, or hold something else; the message names file
+            and line.
     """
     folds = folds_in(folder)
     if fold not in folds:
@@ -74,13 +76,13 @@ def _parse(file: Path, lines: Sequence[list[str]], number: type, dtype: np.dtype
     try:
         return np.array([number(word) for line in lines for word in line], dtype)
     except (ValueError, OverflowError):
-        for at, line in enumerate(lines, start=1):
-            for place, word in enumerate(line, start=1):
+        for number_of_line, line in enumerate(lines, start=1):
+            for position, word in enumerate(line, start=1):
                 try:
                     np.array(number(word), dtype)
                 except (ValueError, OverflowError) as error:
                     kind = "number" if number is float else "whole number"
                     raise InputError(
-                        f"{file}, line {at}, event {place}: {word!r} is no {kind}"
+                        f"{file}, line {number_of_line}, event {position}: {word!r} is no {kind}"
                     ) from error
         raise
