@@ -98,7 +98,7 @@ class EMNISTDataModule(ImageDataModule):
         super().prepare_data()
 
     def test_dataloader(self) -> dict[str, DataLoader]:
-        """Of the classes trained on ("seen") and the others ("unseen"), if there are any."""
+        """The loaders of the classes that were trained on ("seen") and of others ("unseen")."""
         names = {"seen": Part.TEST, "unseen": Part.TEST_UNSEEN}
         return {n: self._test_loader(kind) for n, kind in names.items() if kind in self.image_sets}
 

@@ -21,7 +21,7 @@ _FORMATS = (
     f"folder of train, val and test ({' '.join(_TABLES)}), or one such file; huggingface, the name "
     f"of a data set, easytpp/…"
 )
-# By what names files and data sets call a part; messages use the first.
+# The names that files and data sets give to a part; messages use the first.
 _NAMES = {
     Part.TRAIN: ["train"],
     Part.VALIDATE: ["val", "dev", "valid", "validation"],
