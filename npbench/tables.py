@@ -16,6 +16,7 @@ import pyarrow.parquet
 from jaxtyping import Float
 
 from npbench.errors import InputError
+from npbench.files import whole_file
 
 _SUFFIXES = ".parquet, .pq, .csv or .csv.gz"
 # Bytes that are read at a time; no row of a CSV file is longer.
@@ -169,7 +170,8 @@ class TableWriter:
     """Writes a Parquet or CSV file a piece at a time: complete, or not there at all.
 
     A context manager, for `close` at its end and `discard` on an error or an interrupt. Until then
-    the rows are in PATH.partial, and a file that was at `path` before stays as it was.
+    the rows are in an unfinished file beside `path`, and a file that was there before stays as it
+    was; see `npbench.files.whole_file`.
 
     Args:
         path: the file; its suffix says which of the two it is.
@@ -184,7 +186,6 @@ class TableWriter:
         self._format = _format(path)
         if self.path.is_dir():
             raise InputError(f"{path} is a folder; name a file in it")
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._files = ExitStack()
         self._writer: pyarrow.parquet.ParquetWriter | pyarrow.csv.CSVWriter | None = None
 
@@ -205,28 +206,22 @@ class TableWriter:
         self.num_rows += len(rows)
 
     def close(self) -> None:
-        """All rows are written: the file takes its place."""
-        try:
-            self._files.close()
-            if self._writer is not None:
-                os.replace(self._partial, self.path)
-        except BaseException:
-            self.discard()
-            raise
+        """Put the file in its place: all rows are written."""
+        self._files.close()
         self._writer = None
 
     def discard(self) -> None:
-        """Leave no trace."""
-        with suppress(OSError, pa.ArrowException):  # whatever cannot be written
-            self._files.close()
-        with suppress(OSError):  # there is none
-            self._partial.unlink()
+        """Leave no trace of what `close` has not put in its place."""
+        unwanted = InterruptedError(f"{self.path} is not wanted any more")
+        with suppress(OSError, pa.ArrowException):  # what is discarded need not be writable
+            self._files.__exit__(InterruptedError, unwanted, None)
         self._writer = None
 
     def _begin(self, schema: pa.Schema) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         make = pa.parquet.ParquetWriter if self._format == "parquet" else pa.csv.CSVWriter
-        sink = self._files.enter_context(pa.output_stream(self._partial, _compression(self.path)))
+        unfinished = self._files.enter_context(whole_file(self.path))
+        sink = pa.output_stream(unfinished, _compression(self.path))
+        self._files.enter_context(sink)
         self._writer = self._files.enter_context(make(sink, schema))
         self._schema = schema
 

@@ -407,7 +407,8 @@ def test_a_full_disk_is_an_error_and_leaves_no_litter(
     name: str, use: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is compressed is written at the end alone: after an interrupt, in vain."""
-    (tmp_path / f"{name}.partial").symlink_to("/dev/full")
+    monkeypatch.setattr("npbench.files.token_hex", lambda _: "full")
+    (tmp_path / f".{name}.full").symlink_to("/dev/full")
     comes_first = use is interrupted and name.endswith(".gz")
     with pytest.raises(KeyboardInterrupt if comes_first else (ValueError, OSError)):
         use(TableWriter(tmp_path / name), monkeypatch)

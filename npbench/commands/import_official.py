@@ -1,17 +1,16 @@
 """`npbench import-official`: a checkpoint of the paper's official code becomes one of ours."""
 
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import lightning as L
 
 from npbench.commands.sections import instantiate
 from npbench.errors import InputError
+from npbench.files import whole_file
 from npbench.interop import official
 from npbench.messages import CommandParser
 from npbench.training import MetaRegression
@@ -59,11 +58,8 @@ def _save(module: MetaRegression, path: Path) -> None:
     with _without_notices():
         trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=path.parent) as folder:
-        complete = Path(folder) / path.name
-        trainer.save_checkpoint(complete, weights_only=False)  # so that `fit` takes it too
-        os.replace(complete, path)
+    with whole_file(path) as unfinished:
+        trainer.save_checkpoint(unfinished, weights_only=False)  # so that `fit` takes it too
 
 
 @contextmanager

@@ -121,4 +121,4 @@ def test_predictions_have_one_row_for_each_real_target(tmp_path: Path) -> None:
     torch.testing.assert_close(
         torch.tensor(frame["mean0"].to_numpy()), mean[task.target_mask][:, 0], rtol=1e-5, atol=1e-5
     )
-    assert not list(tmp_path.rglob("*.partial"))
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["predictions.parquet"]
