@@ -39,7 +39,7 @@ def test_an_error_or_an_interrupt_leaves_the_old_file_and_no_litter(
     path: Path, error: type[BaseException], written: str
 ) -> None:
     before = content(path)
-    with pytest.raises(error), whole_file(path) as unfinished:
+    with pytest.raises(error), whole_file(path) as unfinished:  # noqa: PT012
         if written:
             unfinished.write_text(written)
         raise error

@@ -1,10 +1,16 @@
-"""States in files."""
+"""States in files.
+
+Version 2, which is written, fingerprints the model by its class, its weights and those arguments
+that differ from their defaults. Version 1, of release 0.1.0, is read.
+"""
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,11 +18,25 @@ from safetensors.torch import save
 from torch import Tensor
 
 from npbench.errors import InputError
+from npbench.files import whole_file
 from npbench.models.contracts.process import NeuralProcess
 
-_FORMAT, _VERSION = "npbench-state", "1"
+_FORMAT, _VERSION = "npbench-state", "2"
 # Arguments that change how a model computes, but not what.
 _WITHOUT_EFFECT = {"context_chunk_size", "dropout"}
+# Release 0.1.0 wrote version 1, whose fingerprint hashes all of these arguments in this order,
+# whether or not they are at their defaults.
+_CMANP_0_1_0 = (
+    "dim_x", "dim_y", "dim_model", "num_heads", "num_layers", "dim_feedforward", "num_latents",
+    "num_block_latents", "embed_depth", "bound_std", "qk_norm", "norm_residual",
+)  # fmt: skip
+_ARGUMENTS_0_1_0 = {
+    "CMANP": _CMANP_0_1_0,
+    "CMANPAND": (
+        *_CMANP_0_1_0, "block_size", "covariance", "dim_projection", "num_std_layers",
+        "projection_depth",
+    ),
+}  # fmt: skip
 
 
 def write(
@@ -30,14 +50,8 @@ def write(
     if model is not None:
         facts["fingerprint"] = fingerprint(model)
     data = save({name: z.detach().cpu().contiguous() for name, z in tensors.items()}, facts)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_bytes(data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[str, Tensor]:
@@ -68,9 +82,10 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
         raise InputError(f"{path} is no state file: {error}") from error
     if facts.get("format") != _FORMAT:
         raise InputError(f"{path} holds tensors, but no state that npbench has saved")
-    if (version := facts.get("version")) != _VERSION:
+    if (version := facts.get("version")) not in _FINGERPRINTS:
+        versions = " and ".join(_FINGERPRINTS)
         raise InputError(
-            f"{path} is a state file of version {version}; this npbench reads {_VERSION}"
+            f"{path} is a state file of version {version}; this npbench reads {versions}"
         )
     return facts
 
@@ -84,17 +99,62 @@ def check_fingerprint(
             f"{path} was saved without its model, so that this one cannot be checked to be it: "
             f"save it by state.save(path, model), or load it without a model"
         )
-    if notes["fingerprint"] != fingerprint(model):
+    if not is_of(notes, model):
         raise InputError(
             f"{path} is a state of another model, or of other weights: load the checkpoint that "
             f"made it, or condition this model on the data again"
         )
 
 
+def is_of(notes: Mapping[str, str], model: NeuralProcess) -> bool:
+    """Whether the notes of a state file, of any version, hold the fingerprint of this model."""
+    return notes.get("fingerprint") == _FINGERPRINTS[notes["version"]](model)
+
+
 def fingerprint(model: NeuralProcess) -> str:
-    """A number that no other model has, and none with other weights or arguments."""
-    arguments = {k: v for k, v in model.hparams.items() if k not in _WITHOUT_EFFECT}
-    digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(arguments)}".encode())
+    """A number that no other model has, and none with other weights or arguments.
+
+    Arguments at their defaults do not count, so that the states of a class stay valid when it gets
+    a new argument. A default that was ever released must therefore stay as it is.
+    """
+    return _digest(model, json.dumps(_changed_arguments(model), sort_keys=True))
+
+
+def _fingerprint_of_version_1(model: NeuralProcess) -> str | None:
+    """What release 0.1.0 would have written; None for a model that it could not make."""
+    owner = next(cls for cls in type(model).__mro__ if "__init__" in vars(cls))
+    # All arguments were hashed of a class outside npbench, and still are.
+    others = [name for name in model.hparams if name not in _WITHOUT_EFFECT]
+    names = _ARGUMENTS_0_1_0.get(owner.__name__, others)
+    if _changed_arguments(model).keys() - set(names):
+        return None
+    return _digest(model, json.dumps({name: model.hparams[name] for name in names}))
+
+
+_FINGERPRINTS = {"1": _fingerprint_of_version_1, _VERSION: fingerprint}
+
+
+def _changed_arguments(model: NeuralProcess) -> dict[str, Any]:
+    """The arguments that have an effect and differ from their defaults."""
+    parameters = signature(type(model).__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    return {
+        name: value
+        for name, value in model.hparams.items()
+        if name not in _WITHOUT_EFFECT and not _equal(value, defaults.get(name, Parameter.empty))
+    }
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether two arguments are the same to JSON, which knows no tuples, and 0 as 0.0."""
+    if default is Parameter.empty:
+        return False
+    return json.loads(json.dumps(value)) == json.loads(json.dumps(default))
+
+
+def _digest(model: NeuralProcess, arguments: str) -> str:
+    """The hash of a model's class, arguments and weights."""
+    digest = hashlib.sha256(f"{type(model).__name__} {arguments}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -1,7 +1,9 @@
 """A state in a file is the state, of the model that made it and of no other."""
 
 import copy
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from npbench.models import CMANP, CMANPState
 from npbench.models.contracts import state_files
+from npbench.models.contracts.process import records_arguments
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -178,6 +181,125 @@ def test_the_fingerprint_knows_the_class() -> None:
     assert state_files.fingerprint(model) != state_files.fingerprint(other)
 
 
+class LaterCMANP(CMANP):
+    """As a later release may extend CMANP: by arguments whose defaults change nothing."""
+
+    @records_arguments
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        new: float | None = None,
+        dim_model: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 6,
+        dim_feedforward: int = 128,
+        num_latents: int = 128,
+        num_block_latents: int = 128,
+        embed_depth: int = 4,
+        dropout: float = 0.0,
+        bound_std: bool = False,
+        qk_norm: bool = False,
+        norm_residual: bool = True,
+        context_chunk_size: int | None = None,
+        sizes: Sequence[float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(
+            dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
+            num_block_latents, embed_depth, dropout, bound_std, qk_norm, norm_residual,
+            context_chunk_size,
+        )  # fmt: skip
+
+
+LaterCMANP.__name__ = "CMANP"
+
+
+def later(model: CMANP, **arguments: object) -> CMANP:
+    """The same model in a later release, with other arguments perhaps."""
+    other = LaterCMANP(**(model.hparams | arguments)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def as_version_1(path: Path, model: CMANP) -> None:
+    """Make a state file what release 0.1.0 would have written."""
+    without_effect = {"context_chunk_size", "dropout"}
+    arguments = {k: v for k, v in model.hparams.items() if k not in without_effect}
+    digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(arguments)}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    facts = {"format": "npbench-state", "version": "1", "fingerprint": digest.hexdigest()}
+    save_file(state_files.read(path), path, facts)
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ({}, True),
+        ({"sizes": [0, 1]}, True),  # as a configuration gives them
+        ({"dropout": 0.5}, True),
+        ({"new": 0.0}, False),
+        ({"sizes": (0.0, 2.0)}, False),
+        ({"bound_std": True}, False),
+    ],
+    ids=str,
+)
+def test_a_new_argument_at_its_default_refuses_no_state(
+    version: str, arguments: dict, same: bool, tmp_path: Path
+) -> None:
+    model, path = small_cmanp(qk_norm=True), tmp_path / "state"
+    state = state_of(model)
+    state.save(path, model)
+    if version == "1":
+        as_version_1(path, model)
+    assert state_files.read_notes(path)["version"] == version
+    other = later(model, **arguments)
+    if same:
+        assert_same_record(CMANPState.load(path, other), state)
+    else:
+        with pytest.raises(ValueError, match="of another model, or of other weights"):
+            CMANPState.load(path, other)
+
+
+class Subclass(CMANP):
+    """A class outside npbench, with the arguments of its base."""
+
+
+class SubclassOfItsOwn(CMANP):
+    """A class outside npbench, with arguments of its own."""
+
+    @records_arguments
+    def __init__(self, width: int = 8, dropout: float = 0.0) -> None:
+        super().__init__(1, 1, width, 2, 1, width, 4, 4, dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *MODELS.values(),
+        lambda: Subclass(**small_cmanp().hparams).eval(),
+        lambda: SubclassOfItsOwn().eval(),
+    ],
+    ids=[*MODELS, "a subclass", "a subclass with other arguments"],
+)
+def test_a_state_of_version_1_is_of_its_model_alone(
+    make: Callable[[], CMANP], tmp_path: Path
+) -> None:
+    model, path = make(), tmp_path / "state"
+    state = state_of(model)
+    state.save(path, model)
+    as_version_1(path, model)
+    loaded = CMANPState.load(path, model)
+    assert_same_record(loaded, state)
+    with pytest.raises(ValueError, match="of another model, or of other weights"):
+        CMANPState.load(path, make())
+    loaded.save(path, model)
+    assert state_files.read_notes(path)["version"] == "2"
+    assert_same_record(CMANPState.load(path, model), state)
+
+
 def test_the_fingerprint_does_not_depend_on_mode_or_gradients() -> None:
     model = small_cmanp()
     expected = state_files.fingerprint(model)
@@ -232,7 +354,7 @@ def tensors_of_others(path: Path) -> None:
 
 
 def of_the_future(path: Path) -> None:
-    tensors(path, format="npbench-state", version="2")
+    tensors(path, format="npbench-state", version="3")
 
 
 def of_no_version(path: Path) -> None:
@@ -251,8 +373,8 @@ def of_no_version(path: Path) -> None:
         (gone, "there is no state file "),
         (tensors, "file holds tensors, but no state that npbench has saved"),
         (tensors_of_others, "file holds tensors, but no state that npbench has saved"),
-        (of_the_future, "file is a state file of version 2; this npbench reads 1"),
-        (of_no_version, "file is a state file of version None; this npbench reads 1"),
+        (of_the_future, "file is a state file of version 3; this npbench reads 1 and 2"),
+        (of_no_version, "file is a state file of version None; this npbench reads 1 and 2"),
     ],
 )
 def test_what_is_no_state_is_refused(
