@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from npbench.errors import InputError
 from npbench.structure import TensorRecord
+from npbench.training.class_paths import class_at, public_path
 
 # Differing weights that a message names.
 _NAMED_WEIGHTS = 3
@@ -175,13 +176,15 @@ class TrainingModule(L.LightningModule, ABC):
             return
         here = self.hparams["model"]
         there = checkpoint.get("hyper_parameters", {}).get("model", {})
-        if here["class_path"] != there.get("class_path"):
-            difference = f"it holds {there.get('class_path')}, this is {here['class_path']}"
+        path, arguments = there.get("class_path", "no model"), there.get("init_args", {})
+        if path != here["class_path"] and class_at(path) is not type(self.model):
+            difference = f"it holds {path}, this is {here['class_path']}"
         else:
+            # The release that wrote the checkpoint may not have had all of today's arguments.
             difference = ", ".join(
-                f"{name} is {there['init_args'].get(name)} there and {value} here"
+                f"{name} is {arguments[name]} there and {value} here"
                 for name, value in here["init_args"].items()
-                if there["init_args"].get(name) != value
+                if name in arguments and arguments[name] != value
             )
         raise InputError(
             f"the checkpoint is of another model: {difference or _differing(mine, theirs)}"
@@ -198,9 +201,8 @@ class TrainingModule(L.LightningModule, ABC):
         if "_instantiator" not in self.hparams:
             del self.hparams["optimizer"], self.hparams["lr_scheduler"]
             self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        cls = type(self.model)
         self.hparams["model"] = {
-            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            "class_path": public_path(type(self.model)),
             "init_args": self.model.hparams,
         }
 

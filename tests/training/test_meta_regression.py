@@ -112,7 +112,7 @@ def test_a_checkpoint_from_python_needs_nothing_else(tmp_path: Path) -> None:
     [
         (
             CNP(1, 1, dim_hidden=8),
-            r"it holds npbench.models.conditional.CNP, this is npbench.models.cmanp",
+            r"it holds npbench.models.CNP, this is npbench.models.CMANP",
         ),
         (CMANP(1, 1, dim_model=16, num_layers=2), "num_layers is 2 there and 1 here"),
     ],
