@@ -281,7 +281,7 @@ MOMENTS = [
     (os, "replace", 4, True, 400),
     (CMANP, "merge", 1, False, 1000),
     (Path, "write_bytes", 11, True, 1000),
-    (Path, "replace", 1, False, 1000),
+    (os, "replace", 12, False, 1000),
 ]
 
 

@@ -117,7 +117,8 @@ def fingerprint(model: NeuralProcess) -> str:
     Arguments at their defaults do not count, so that the states of a class stay valid when it gets
     a new argument. A default that was ever released must therefore stay as it is.
     """
-    return _digest(model, json.dumps(_changed_arguments(model), sort_keys=True))
+    arguments = json.dumps(_changed_arguments(model), sort_keys=True)
+    return digest_of(f"{type(model).__name__} {arguments}", model.state_dict())
 
 
 def _fingerprint_of_version_1(model: NeuralProcess) -> str | None:
@@ -128,7 +129,8 @@ def _fingerprint_of_version_1(model: NeuralProcess) -> str | None:
     names = _ARGUMENTS_0_1_0.get(owner.__name__, others)
     if _changed_arguments(model).keys() - set(names):
         return None
-    return _digest(model, json.dumps({name: model.hparams[name] for name in names}))
+    arguments = json.dumps({name: model.hparams[name] for name in names})
+    return digest_of(f"{type(model).__name__} {arguments}", model.state_dict())
 
 
 _FINGERPRINTS = {"1": _fingerprint_of_version_1, _VERSION: fingerprint}
@@ -152,10 +154,10 @@ def _equal(value: Any, default: Any) -> bool:
     return json.loads(json.dumps(value)) == json.loads(json.dumps(default))
 
 
-def _digest(model: NeuralProcess, arguments: str) -> str:
-    """The hash of a model's class, arguments and weights."""
-    digest = hashlib.sha256(f"{type(model).__name__} {arguments}".encode())
-    for name, tensor in model.state_dict().items():
+def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 hash of a text and of named tensors, in hexadecimal."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

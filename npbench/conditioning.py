@@ -1,0 +1,140 @@
+"""The state of the points of a file, into a file."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npbench.errors import InputError
+from npbench.files import replace_durably
+from npbench.models import CMANP, CMANPState
+from npbench.models.contracts.process import evaluating
+from npbench.models.contracts.state_files import digest_of, is_of, read_notes
+from npbench.tables import PointTable
+
+
+def write_state(
+    model: CMANP,
+    table: PointTable,
+    path: str | os.PathLike,
+    start: CMANPState | None = None,
+    notes: Mapping[str, str] | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Absorb every row of `table`, a chunk at a time, write the state and return how many they are.
+
+    After each chunk the state so far is kept in PATH.partial. After an error or an interrupt that
+    file stays there, and the same call goes on from it: the result is bitwise that of a call which
+    nothing has interrupted. A file at `path` stays as it was until all rows are absorbed. Memory
+    does not depend on the number of rows.
+
+    Args:
+        model: the neural process; absorbs in evaluation mode.
+        table: names the columns of the inputs and of the outputs; its chunks are those that are
+            absorbed at a time.
+        path: a state file, for `CMANPState.load` and `npbench query`; the columns, the number of
+            rows and a hash of their values are noted in it.
+        start: a state to add the points to, on the model's device; by default that of no points.
+        notes: further facts to write into the file's metadata.
+        on_rows: called with the number of rows that an earlier call has absorbed, if any, and after
+            each chunk with its number of rows.
+
+    Raises:
+        InputError: on rows that cannot be absorbed, on a file that cannot be written, on a table
+            without rows, and where PATH.partial was left by a call with other arguments.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> model = CMANP(dim_x=2, dim_y=1)
+        >>> points = pd.DataFrame(np.random.randn(1000, 3), columns=["lat", "lon", "temperature"])
+        >>> with TemporaryDirectory() as folder:
+        ...     points.to_parquet(f"{folder}/points.parquet")
+        ...     table = PointTable(f"{folder}/points.parquet", ["lat", "lon"], ["temperature"])
+        ...     rows = write_state(model, table, f"{folder}/state.safetensors")
+        ...     state = CMANPState.load(f"{folder}/state.safetensors", model)
+        >>> rows, model.query(state, np.zeros((1, 5, 2))).mean.shape
+        (1000, torch.Size([1, 5, 1]))
+    """
+    if (len(table.x), len(table.y)) != (model.dim_x, model.dim_y):
+        raise InputError(
+            f"{len(table.x)} column(s) of inputs and {len(table.y)} of outputs, for a model with "
+            f"dim_x={model.dim_x} and dim_y={model.dim_y}"
+        )
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    task = {"x": ",".join(table.x), "y": ",".join(table.y), "state": _hash_of(start)}
+    facts = {**(notes or {}), **task}
+    rows, digest = _resume(partial, task, model, table)
+    state = CMANPState.load(partial, model) if rows else start
+
+    def save(state: CMANPState) -> None:
+        so_far = {"rows": str(rows), "digest": digest.hexdigest()}
+        try:
+            state.save(partial, model, **facts | so_far)
+        except OSError as error:
+            raise InputError(f"{partial} cannot be written ({error.strerror})") from error
+
+    try:
+        if rows:
+            on_rows(rows)
+        with evaluating(model):
+            for points in replace(table, skip=table.skip + rows):
+                more = model.condition(*points)
+                state = more if state is None else state.merge(more)
+                digest.update(np.hstack(points))
+                rows += len(points[0])
+                save(state)
+                on_rows(len(points[0]))
+            if not rows:
+                raise InputError(f"{table.path} has no rows")
+            save(model.merge(state))
+        replace_durably(partial, path)
+    except (KeyboardInterrupt, InputError, OSError) as error:
+        if not partial.exists():
+            raise
+        kept = (
+            f"the state of the first {int(read_notes(partial)['rows']):,} rows is kept in "
+            f"{partial}: the same command goes on from there"
+        )
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"; {kept}") from error
+        raise InputError(f"{error}; {kept}") from error
+    return rows
+
+
+def _resume(
+    partial: Path, task: dict[str, str], model: CMANP, table: PointTable
+) -> tuple[int, Any]:
+    """How many rows a call that was cut off has absorbed, and the digest of their values.
+
+    The table must still begin with them; what comes after may have been mended since.
+    """
+    digest = hashlib.sha256()
+    if not partial.exists():
+        return 0, digest
+    notes = read_notes(partial)
+    rows = missing = int(notes.get("rows", 0))
+    for points in table:
+        values = np.hstack(points)[:missing]
+        digest.update(values)
+        missing -= len(values)
+        if not missing:
+            break
+    facts = task | {"digest": digest.hexdigest()}
+    if notes | facts != notes or not is_of(notes, model):
+        raise InputError(
+            f"{partial} was left by a run on other data, columns, weights or --state; delete it, "
+            f"or choose another --out"
+        )
+    return rows, digest
+
+
+def _hash_of(state: CMANPState | None) -> str:
+    if state is None:
+        return ""
+    return digest_of("state", {str(i): tensor for i, tensor in enumerate(state.tensors())})
