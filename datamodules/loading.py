@@ -99,6 +99,7 @@ class TaskDataModule(L.LightningDataModule, ABC):
         """The number of batches that this run has trained on, with those before a resume."""
         if self.trainer is None:
             return 0
+        # An inner part of Lightning; see `npbench.training.lightning_parts`.
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 

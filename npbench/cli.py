@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import DefaultHelpFormatter
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -16,6 +16,7 @@ from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, 
 from npbench.commands import compare, condition, import_official, profile, query
 from npbench.errors import InputError
 from npbench.messages import explain, options_of, quieten, refuse
+from npbench.training.lightning_parts import TrainerCommands
 
 _DESCRIPTION = """\
 Train, measure and use constant-memory neural processes.
@@ -65,23 +66,17 @@ class _Parser(LightningArgumentParser):
         refuse(message, [*options_of(self), *_COMMANDS], "npbench fit")
 
 
-class NPBenchCLI(LightningCLI):
+class NPBenchCLI(TrainerCommands):
     """LightningCLI with npbench's loggers, checkpoints and messages."""
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
-        for name, parser in self._subcommand_parsers.items():
-            parser.description = _SUBCOMMANDS[name]
-        for choice in self.parser._subcommands_action._choices_actions:
-            choice.help = _SUBCOMMANDS[choice.dest]
+        self.describe(_SUBCOMMANDS)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as it is, where Lightning would put the checkpoint's over it."""
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
@@ -97,13 +92,13 @@ class NPBenchCLI(LightningCLI):
             raise InputError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        if self._get(self.config_init, "trainer.logger") in (None, True):
-            root = self._get(self.config_init, "trainer.default_root_dir") or "runs"
+        if self.setting("trainer.logger") in (None, True):
+            root = self.setting("trainer.default_root_dir") or "runs"
             tensorboard = TensorBoardLogger(root, name="")
             # Both into one folder: each would otherwise count versions for itself.
             csv = CSVLogger(root, name="", version=tensorboard.version)
             kwargs["logger"] = [tensorboard, csv]
-        if self._get(self.config_init, "trainer.enable_progress_bar") is not False:
+        if self.setting("trainer.enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"] = [ProgressBar()]
         return super().instantiate_trainer(**kwargs)
 

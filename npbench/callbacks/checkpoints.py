@@ -53,6 +53,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:
+        self.every_n_train_steps = every_n_train_steps
         super().__init__(
             filename="last",
             every_n_train_steps=every_n_train_steps,
@@ -61,7 +62,7 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step % self._every_n_train_steps:
+        if trainer.global_step % self.every_n_train_steps:
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from npbench.errors import InputError
 from npbench.profiling import PHASES, profile, profile_figure
+from npbench.training.lightning_parts import precision_of
 
 
 class PeakMemoryProfiler(L.Callback):
@@ -55,7 +56,7 @@ class PeakMemoryProfiler(L.Callback):
         epoch = trainer.current_epoch
         if not trainer.is_global_zero or (epoch + 1) % self.every_n_epochs:
             return
-        with trainer.precision_plugin.forward_context():
+        with precision_of(trainer):
             rows = profile(
                 pl_module.model, self.context_sizes, self.num_targets, self.phases, pl_module.device
             )

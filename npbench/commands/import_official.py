@@ -1,19 +1,15 @@
 """`npbench import-official`: a checkpoint of the paper's official code becomes one of ours."""
 
-import logging
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import lightning as L
 
 from npbench.commands.sections import instantiate
 from npbench.errors import InputError
-from npbench.files import whole_file
 from npbench.interop import official
 from npbench.messages import CommandParser
 from npbench.training import MetaRegression
+from npbench.training.lightning_parts import save_untrained
 
 _DESCRIPTION = """\
 Turn a checkpoint of the paper's official code into one that npbench takes.
@@ -34,7 +30,7 @@ def run(args: Sequence[str]) -> None:
     module = instantiate(options.config, "model", MetaRegression, fields)
     official.load_weights(module.model, options.model, options.checkpoint)
     try:
-        _save(module, out)
+        save_untrained(module, out)
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.strerror}); name another file by --out"
@@ -51,24 +47,3 @@ def _parser() -> CommandParser:
     parser.add_argument("--config", type=Path, required=True, help="whose model section it fits")
     parser.add_argument("--out", type=Path, help="npbench-MODEL.ckpt beside CKPT by default")
     return parser
-
-
-def _save(module: MetaRegression, path: Path) -> None:
-    """A Lightning checkpoint of an untrained module; complete, or not there."""
-    with _without_notices():
-        trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.strategy.connect(module)
-    with whole_file(path) as unfinished:
-        trainer.save_checkpoint(unfinished, weights_only=False)  # so that `fit` takes it too
-
-
-@contextmanager
-def _without_notices() -> Iterator[None]:
-    """Without Lightning's lines on which devices there are: none is used."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from npbench.errors import InputError
 from npbench.structure import TensorRecord
 from npbench.training.class_paths import class_at, public_path
+from npbench.training.lightning_parts import is_rebuilt_from_paths, rebuild_from_paths
 
 # Differing weights that a message names.
 _NAMED_WEIGHTS = 3
@@ -198,9 +199,9 @@ class TrainingModule(L.LightningModule, ABC):
         then, are not kept.
         """
         self.save_hyperparameters(ignore=["model"])
-        if "_instantiator" not in self.hparams:
+        if not is_rebuilt_from_paths(self.hparams):
             del self.hparams["optimizer"], self.hparams["lr_scheduler"]
-            self.hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+            rebuild_from_paths(self.hparams)
         self.hparams["model"] = {
             "class_path": public_path(type(self.model)),
             "init_args": self.model.hparams,

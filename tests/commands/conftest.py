@@ -1,26 +1,21 @@
 """Checkpoints of small models, as `npbench fit` leaves them."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from helpers import small, small_cmanp
 
 from npbench.models import CMANP, NeuralProcess
 from npbench.training import MetaRegression
+from npbench.training.lightning_parts import save_untrained
 
 
 @pytest.fixture(scope="session")
 def save_checkpoint() -> Callable[[NeuralProcess, Path], Path]:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-
     def save(model: NeuralProcess, path: Path) -> Path:
-        trainer.strategy.connect(MetaRegression(model))
-        trainer.save_checkpoint(path, weights_only=False)
+        save_untrained(MetaRegression(model), path)
         return path
 
     return save

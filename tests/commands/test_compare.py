@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import lightning as L
 import pandas as pd
 import pytest
 import torch
@@ -10,15 +9,14 @@ from image_files import write_emnist
 from npbench.cli import main
 from npbench.models import CNP, NP, TNPND, NeuralProcess
 from npbench.training import MetaRegression
+from npbench.training.lightning_parts import save_untrained
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 
 def make_run(folder: Path, model: NeuralProcess) -> Path:
     """The folder of a run, as `npbench fit` leaves it."""
-    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    trainer.strategy.connect(MetaRegression(model))
-    trainer.save_checkpoint(folder / "checkpoints/best.ckpt")
+    save_untrained(MetaRegression(model), folder / "checkpoints/best.ckpt")
     data = {"num_test_tasks": 20, "eval_batch_size": 8}
     section = {"class_path": "datamodules.GPDataModule", "init_args": data}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": section}))
