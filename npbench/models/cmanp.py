@@ -52,11 +52,12 @@ class CMANPState(State):
         return type(self)(self.attention.merge(other.attention), latents=None)
 
     def save(self, path: str | os.PathLike, model: "CMANP | None" = None, **notes: str) -> None:
-        """Write the state to a safetensors file: complete, or not at all.
+        """Write the state to a safetensors file: whole, or not at all.
 
         Args:
             path: the file, whose size the context does not change.
-            model: whose state it is; its fingerprint is written with it, for `load` to check.
+            model: whose state it is; its fingerprint is written with it, for `load` to check. It
+                hashes the class, the weights and the arguments that differ from their defaults.
             notes: further facts to write into the file's metadata.
         """
         tensors = {"attention.lse": self.attention.lse, "attention.out": self.attention.out}
@@ -66,7 +67,9 @@ class CMANPState(State):
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: "CMANP | None" = None) -> "CMANPState":
-        """Read a state that `save` has written, onto the model's device if one is given.
+        """The state that `save` of this release or of an earlier one has written.
+
+        It is on the model's device if a model is given.
 
         Args:
             path: the file.
