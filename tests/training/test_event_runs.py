@@ -259,7 +259,7 @@ def test_two_processes_train_evaluate_and_predict_to_the_result_of_one(
         ("test", ["--model.model.num_marks", "3"], "num_marks is 2 there and 3 here"),
         ("test", ["--model.model.num_layers", "1"], "num_layers is 2 there and 1 here"),
         ("test", ["--model.model", "npbench.models.CMHP", "--model.model.num_marks", "2"],
-         "it holds npbench.models.thp.THP, this is npbench.models.cmhp.CMHP"),
+         "it holds npbench.models.THP, this is npbench.models.CMHP"),
         ("fit", ["--model.model", "npbench.models.CNP"], "EventModel"),
         ("fit", ["--best_checkpoint.monitor", "val/rmse"], "monitor='val/rmse' needs a mode"),
         ("fit", ["--model.decya", "linear"], "decya"),
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_regression_is_refused(
     message = error_of(
         ["test", *SMALL, "--ckpt_path", str(regression / "checkpoints/best.ckpt"), *root], capsys
     )
-    assert "it holds npbench.models.conditional.CNP, this is npbench.models.thp.THP" in message
+    assert "it holds npbench.models.CNP, this is npbench.models.THP" in message
     (tmp_path / "points.csv").write_text("x,y\n1,2\n")
     holds = f"{events} holds a THP, which predicts events; this command takes models of regression"
     assert holds in error_of(["compare", str(regression), str(run_)], capsys)
