@@ -45,7 +45,7 @@ _SUBCOMMANDS = {
     "predict": "Write a checkpoint's predictions to a Parquet file.",
 }
 
-# Commands that are not the trainer's: each parses its own arguments.
+# These commands are not the trainer's, and parse their own arguments.
 _COMMANDS = {
     "compare": compare.run,
     "profile": profile.run,
@@ -95,7 +95,7 @@ class NPBenchCLI(TrainerCommands):
         if self.setting("trainer.logger") in (None, True):
             root = self.setting("trainer.default_root_dir") or "runs"
             tensorboard = TensorBoardLogger(root, name="")
-            # Both into one folder: each would otherwise count versions for itself.
+            # Both write into one folder; each would otherwise count versions for itself.
             csv = CSVLogger(root, name="", version=tensorboard.version)
             kwargs["logger"] = [tensorboard, csv]
         if self.setting("trainer.enable_progress_bar") is not False:

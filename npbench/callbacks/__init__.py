@@ -1,4 +1,4 @@
-"""Callbacks: they read and record, and never change training."""
+"""Callbacks, which look and record, and never change training."""
 
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from npbench.callbacks.events import EventFigures

@@ -14,10 +14,10 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, the model that did best in validation.
 
     Args:
-        monitor: the logged value to go by; None: the training module's own, `val/log_likelihood`
-            of `MetaRegression` and `val/nll` of `EventPrediction`.
-        mode: "max" where more is better, "min" where less is; None: what is right for the training
-            module's own.
+        monitor: the logged value to go by; by default that of the training module,
+            `val/log_likelihood` of `MetaRegression` and `val/nll` of `EventPrediction`.
+        mode: "max" where more is better, "min" where less is; by default what is right for the
+            value of the training module.
 
     Raises:
         InputError: when a run starts, if another value is monitored without a mode.
@@ -48,8 +48,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, renewed every `every_n_train_steps` and at the end of training.
 
-    A run in one process resumes from it exactly: the state of torch's random generators goes with
-    it, for models that draw while they train. With several, all resume with the first one's.
+    A run in one process resumes from it exactly: it holds the state of torch's random generators,
+    for models that draw while they train. Several processes all resume with the first one's.
     """
 
     def __init__(self, every_n_train_steps: int = 200) -> None:

@@ -1,4 +1,4 @@
-"""Figures of what an event model predicts, beside what came."""
+"""Figures of what an event model predicts, beside the events that came."""
 
 from collections.abc import Callable
 
@@ -23,10 +23,10 @@ from npbench.offers import KnownProcess, OffersFigureSequences, OffersProcess
 Compensator = Callable[[EventSequences], Tensor]
 
 _MOST_SEQUENCES = 2
-# Intervals of a sequence, and cells of each, along which the intensity is drawn.
+# The intensity is drawn along so many intervals of a sequence, and cells of each.
 _MOST_INTERVALS, _CELLS = 30, 40
 _MOST_POINTS = 250
-# Of the Kolmogorov–Smirnov distance of n draws that are uniform, times √n, in 95 of 100 cases.
+# The Kolmogorov–Smirnov distance of n uniform draws is below this over √n in 95 of 100 cases.
 _KS_95 = 1.358
 _MODEL = MODEL_COLORS[0]
 
@@ -34,7 +34,7 @@ _MODEL = MODEL_COLORS[0]
 class EventFigures(FigureCallback):
     """After validation, draws the model's intensity, its intervals and their calibration.
 
-    See `event_figure`. To TensorBoard, and as `figures/step-….png` in the run's folder. The data
+    `event_figure` goes to TensorBoard, and to `figures/step-….png` in the run's folder. The data
     module says what to draw: see `npbench.offers.OffersFigureSequences`. If it offers the process
     that made the events (`OffersProcess`), the intensity of that process is drawn too. Where the
     sequences have no event to predict, nothing is drawn.
@@ -65,21 +65,21 @@ def event_figure(
 ) -> Figure:
     r"""What a model predicts of sequences, in three ways.
 
-    - On the left, along the longest two sequences: the intensity of all marks together,
-      $\lambda(t) = p(\tau) / P(\text{later than } \tau)$, with the events; and below, as grey, the
-      predicted probability of each mark, with the mark that came at the end of each interval.
-    - On the right, above: the median and the central half of each predicted interval against the
-      true one.
-    - Below: quantiles of $u = F(\tau)$, uniform if the model is right, with their
+    - On the left, along the longest two sequences, stands the intensity of all marks together,
+      $\lambda(t) = p(\tau) / P(\text{later than } \tau)$, with the events; below, grey levels show
+      the predicted probability of each mark, with the mark that came at the end of each interval.
+    - On the right, above, stand the median and the central half of each predicted interval against
+      the true one.
+    - Below it are the quantiles of $u = F(\tau)$, uniform if the model is right, with their
       Kolmogorov–Smirnov distance, and the band in which 95 of 100 right models stay.
 
-    Leaves the model and torch's random state as they were.
+    It leaves the model and torch's random state as they were.
 
     Args:
-        model: of the sequences' marks, and on their device.
-        sequences: of which some events are predicted.
-        compensator: of the process that made the sequences, if it is known: from sequences to the
-            integral of the intensity over each of their intervals.
+        model: an event model with the sequences' marks, on their device.
+        sequences: the events, some of which are predicted.
+        compensator: that of the process that made the sequences, if it is known: from sequences to
+            the integral of the intensity over each of their intervals.
 
     Raises:
         InputError: if there is no event to predict.
@@ -91,7 +91,7 @@ def event_figure(
         >>> figure.savefig("events.png")  # doctest: +SKIP
     """
     with undisturbed(model, sequences.times.device):
-        # In float64, for differences of small numbers.
+        # Float64 keeps the digits of differences of small numbers.
         dist = model.evaluate(sequences).dist.to("cpu").map(Tensor.double)
     sequences = sequences.to("cpu")
     if not sequences.num_predicted:
@@ -179,7 +179,7 @@ def _intensity_panel(
 def _exact_compensator(
     compensator: Compensator, sequences: EventSequences, row: int, stretch: slice, tau: Tensor
 ) -> Tensor:
-    """From each event of the stretch until τ behind it, as if the next came then."""
+    """Sequences that end τ after each event of the stretch, as if the next event came then."""
     integrals = []
     for place, until in zip(range(stretch.start, stretch.stop), tau):
         history, marks = (z[row, : place + 1].repeat(len(until), 1)
@@ -224,7 +224,7 @@ def _intervals_panel(axis: Axes, dist: NextEvent, tau: Tensor, u: Tensor) -> Non
 
 def _calibration_panel(axis: Axes, u: Tensor) -> None:
     levels = (torch.arange(len(u)) + 0.5) / len(u)
-    # Drawn by one process, which must not wait for the others.
+    # One process draws, and must not wait for the others.
     metric = KolmogorovSmirnov(sync_on_compute=False)
     metric.update(u)
     uniform, band = np.linspace(0, 1, 101), _KS_95 / len(u) ** 0.5

@@ -19,18 +19,18 @@ from npbench.task import Task
 _KINDS = ("context", "mean", "standard\ndeviation", "sample", "truth")
 _UNSEEN = (0.16, 0.29, 0.52)
 _STD_COLORS = colormaps["magma"]
-# Targets for which the moments are computed at a time: the memory of mixtures grows with them.
+# So many targets' moments are computed at a time: the memory of mixtures grows with them.
 _PIECE = 1000
 
 
 class ImageFigures(FigureCallback):
     """After validation, draws test images completed from few pixels and from more.
 
-    One column for each image and size of context, and in it: the context, the model's mean and
+    There is a column for each image and size of context, with the context, the model's mean and
     standard deviation, a sample (of an autoregressive model one block of pixels after another), and
-    the truth. Pixels of the context are known, and shown as they are. To TensorBoard, and as
-    `figures/step-….png` in the run's folder. The data module says what to draw: see
-    `npbench.offers.OffersCompletionTask`.
+    the truth. Pixels of the context are known, and shown as they are. The figure goes to
+    TensorBoard, and to `figures/step-….png` in the run's folder. The data module says what to draw:
+    see `npbench.offers.OffersCompletionTask`.
 
     Args:
         num_images: images in the figure.
@@ -73,7 +73,7 @@ class ImageFigures(FigureCallback):
 def completion_figure(model: NeuralProcess, tasks: Sequence[Sequence[Task]]) -> Figure:
     """Completed images in one grid: a group of columns an image, a column a task.
 
-    Leaves the model and torch's random state as they were.
+    It leaves the model and torch's random state as they were.
 
     Args:
         model: with `dim_x` 2, and `dim_y` 1 (grey) or 3 (RGB).
@@ -86,8 +86,8 @@ def completion_figure(model: NeuralProcess, tasks: Sequence[Sequence[Task]]) -> 
     gap = max(1, width // 14)
     step = width + gap
     starts = [
-        (place * len(group) + column) * step + place * 2 * gap
-        for place, group in enumerate(groups)
+        (index * len(group) + column) * step + index * 2 * gap
+        for index, group in enumerate(groups)
         for column in range(len(group))
     ]
     rows = [row * (height + gap) for row in range(len(_KINDS))]
@@ -110,7 +110,7 @@ def _show(
     height: int,
 ) -> Figure:
     dpi = 110
-    # Panels of an inch, or as large as it takes for each pixel to be one of the figure.
+    # A panel is an inch high, or as large as it takes for each pixel to be one of the figure.
     scale = max(1.0 / height, 1 / dpi)
     size = (canvas.shape[1] * scale + 1.2, canvas.shape[0] * scale + 0.7)
     figure = Figure(figsize=size, layout="constrained", dpi=dpi)

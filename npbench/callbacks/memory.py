@@ -1,4 +1,4 @@
-"""Peak memory and time as the context grows, of the model in training."""
+"""Peak memory and time of the model in training, as the context grows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class PeakMemoryProfiler(L.Callback):
     Args:
         context_sizes: numbers of context points, or of events.
         num_targets: number of targets, in query and train; an event model has none.
-        phases: of condition, query, update and train.
+        phases: some of condition, query, update and train.
         every_n_epochs: how often to measure.
 
     Example:

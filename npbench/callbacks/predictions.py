@@ -1,4 +1,4 @@
-"""Predictions into a file."""
+"""A run's predictions, written into a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from npbench.training.base import TrainingModule
 class PredictionWriter(BasePredictionWriter):
     """Writes the predictions of `predict` to a Parquet or CSV file, batch by batch.
 
-    What a row holds, the module that predicts says: `MetaRegression.prediction_table` of each
-    target, `EventPrediction.prediction_table` of each event. A data module whose data have names of
-    their own puts them in (`npbench.offers.OffersNamedPredictions`). With several
-    processes each writes its own file, `predictions-rank1.parquet` and so on, of every so many
-    tasks or sequences.
+    The training module says what a row holds: a target in `MetaRegression.prediction_table`, an
+    event in `EventPrediction.prediction_table`. A data module whose data have names of their own
+    puts them in (`npbench.offers.OffersNamedPredictions`). With several processes, process r of R
+    writes the tasks or sequences r, r + R, … into its own file, `predictions-rank1.parquet` and so
+    on.
 
     Args:
         path: the file; by default `predictions.parquet` in the run's folder.
@@ -36,7 +36,7 @@ class PredictionWriter(BasePredictionWriter):
         file = Path(self.path) if self.path else Path(folder) / "predictions.parquet"
         rank = trainer.global_rank
         self._writer = TableWriter(file.with_stem(f"{file.stem}-rank{rank}") if rank else file)
-        self._read = self._written = 0
+        self._seen = self._written = 0
 
     def write_on_batch_end(
         self,
@@ -50,14 +50,14 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         table = pl_module.prediction_table(batch, prediction)
         name = table.schema.names[0]
-        # Each process has every so many of them.
-        numbers = self._read + table.column(0).to_numpy()
+        # Process r of R has the tasks or sequences r, r + R, ….
+        numbers = self._seen + table.column(0).to_numpy()
         numbers = trainer.global_rank + trainer.world_size * numbers
         table = table.set_column(0, name, pa.array(numbers))
         if isinstance(trainer.datamodule, OffersNamedPredictions):
             table = trainer.datamodule.named_predictions(table)
         self._writer.write(table)
-        self._read += batch.batch_size
+        self._seen += batch.batch_size
         self._written += len(table)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:

@@ -8,7 +8,7 @@ from npbench.training.lightning_parts import ShortProgressBar
 
 
 class ProgressBar(ShortProgressBar):
-    """Rich's progress bar: steps of the whole run, the loss and what is monitored."""
+    """Rich's progress bar, with the steps of the whole run, the loss and what is monitored."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)

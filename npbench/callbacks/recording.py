@@ -1,4 +1,4 @@
-"""Figures into TensorBoard and files, without a trace in training."""
+"""Figures for TensorBoard and files, which leave no trace in training."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 class FigureCallback(L.Callback, ABC):
     """Draws a figure after validations and after the test.
 
-    To TensorBoard, and as `figures/step-….png` or `figures/test.png` in the run's folder.
+    It goes to TensorBoard, and to `figures/step-….png` or `figures/test.png` in the run's folder.
 
     Args:
         tag: name of the figure in TensorBoard.

@@ -1,4 +1,4 @@
-"""Figures of what the model predicts, beside what is true."""
+"""Figures of what a neural process predicts, beside what is true."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -18,9 +18,10 @@ from npbench.task import Task
 class PosteriorFigures(FigureCallback):
     """After validation, draws the model's prediction beside the exact Gaussian process's.
 
-    One row for each task: on the left the model's mean and its central 50 and 95 % bands, on the
-    right those of the process that made the task. To TensorBoard, and as `figures/step-….png` in
-    the run's folder. The data module says what to draw: see `npbench.offers.OffersFigureTask`.
+    There is a row for each task: on the left the model's mean and its central 50 and 95 % bands, on
+    the right those of the process that made the task. The figure goes to TensorBoard, and to
+    `figures/step-….png` in the run's folder. The data module says what to draw: see
+    `npbench.offers.OffersFigureTask`.
 
     Args:
         num_tasks: rows of the figure.
@@ -44,9 +45,11 @@ class PosteriorFigures(FigureCallback):
 
 
 def posterior_figure(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
-    """One row a task (the first of each batch), one column a model, and the exact answer last.
+    """A row for each task (the first of each batch), and a column for each model.
 
-    Leaves the models and torch's random state as they were.
+    The last column is the exact answer, where the tasks have it.
+
+    It leaves the models and torch's random state as they were.
     """
     columns = len(models) + any(task.exact is not None for task in tasks)
     figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)

@@ -38,7 +38,7 @@ def device(text: str) -> torch.device:
 
 
 def given(option: str, value: str | None) -> str:
-    """An option's value from elsewhere.
+    """The value that an option has from elsewhere.
 
     Raises:
         InputError: if it is not there either.

@@ -15,7 +15,7 @@ from npbench.training.base import TrainingModule
 
 
 def find(path: Path) -> Path:
-    """A checkpoint: the file itself, or of a run's folder best.ckpt, or else last.ckpt.
+    """The checkpoint that is meant: the file itself, or of a run's folder best.ckpt, or last.ckpt.
 
     Raises:
         InputError: if there is none.

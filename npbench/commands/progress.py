@@ -1,4 +1,4 @@
-"""How far a command has come."""
+"""The bar that shows how far a command has come."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

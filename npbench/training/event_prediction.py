@@ -25,26 +25,26 @@ from npbench.training.base import TrainingModule
 
 
 class EventForecast(NamedTuple):
-    """What was said after each event of the next, and how likely the next was if it is there."""
+    """The prediction after each event, and how likely the next event was where there is one."""
 
     mean: Float[Tensor, "batch events"]
-    """Of τ, as is the median."""
+    """The mean of τ; `median` is its median."""
     median: Float[Tensor, "batch events"]
     mark: Int[Tensor, "batch events"]
-    """The most probable one."""
+    """The most probable mark."""
     mark_probability: Float[Tensor, "batch intervals"]
-    """Of the true mark."""
+    """The predicted probability of the true mark."""
     log_likelihood: Float[Tensor, "batch intervals"]
-    """Of the true time and mark."""
+    """That of the true time and mark."""
 
 
 class EventPrediction(TrainingModule):
     """Train and evaluate an `EventModel` on batches of `EventSequences`.
 
-    Minimises the negative log-likelihood per event, logged as `train/loss`. Logs all of
+    It minimises the negative log-likelihood per event, logged as `train/loss`, and logs all of
     `EventMetrics` for `val` and `test`: `val/nll`, by which the best checkpoint is chosen,
-    `val/rmse`, …. Where the data module has several test loaders, a dictionary by name, `test` has
-    each for itself: `test/nll/NAME`.
+    `val/rmse`, …. Where the data module has a dictionary of test loaders, `test` logs each by its
+    name, `test/nll/NAME`.
 
     Training from scratch begins with the units of the training data: the data module's
     `interval_statistics` go to `EventModel.set_time_scale`. A model that has units already keeps
@@ -58,10 +58,11 @@ class EventPrediction(TrainingModule):
     lists all that a data module may offer.
 
     Args:
-        model: with as many marks as the data.
-        optimizer: from parameters to an optimiser; Adam by default.
-        lr_scheduler: from an optimiser to a scheduler, stepped at every training step
-            (`ReduceLROnPlateau`, Lightning's, after each validation); by default as `decay` says.
+        model: an event model with as many marks as the data.
+        optimizer: makes an optimiser of parameters; Adam by default.
+        lr_scheduler: makes a scheduler of an optimiser; it steps at every training step, or after
+            each validation if it is Lightning's `ReduceLROnPlateau`. By default `decay` says what
+            the learning rate does.
         decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
         warmup_steps: steps over which the learning rate rises linearly before either.
 
@@ -153,11 +154,11 @@ class EventPrediction(TrainingModule):
     def prediction_table(self, sequences: EventSequences, prediction: EventForecast) -> pa.Table:
         """One row for each predicted event, and one for what comes after the last of a sequence.
 
-        Of `sequence` and `event` (its place in the sequence, from 1, as the first of all is not
-        predicted), its `time`, the `interval` τ since the event ahead with its predicted
+        Its columns are `sequence`, `event` (its index in the sequence, from 1, as the first of all
+        is not predicted), its `time`, the `interval` τ since the event ahead with its predicted
         `interval_mean` and `interval_median`, its `mark` with the most probable one,
         `mark_predicted`, the true mark's `mark_probability`, and the `log_likelihood` of interval
-        and mark. Of what comes after the last, nothing but the prediction is there.
+        and mark. The row of what comes after the last event holds the prediction alone.
         """
         real = sequences.full_mask
         unknown = ~F.pad(sequences.predicted, (0, 1))[real].cpu().numpy()
@@ -199,7 +200,7 @@ class EventPrediction(TrainingModule):
             data.vocabulary = self.vocabulary
 
     def _check_marks(self) -> None:
-        """Once a checkpoint is restored, which tells the data module its vocabulary."""
+        """Compare the numbers of marks, once a restored checkpoint has brought the vocabulary."""
         data = self.trainer.datamodule
         if isinstance(data, OffersNumMarks) and data.num_marks != self.model.num_marks:
             raise InputError(

@@ -18,19 +18,20 @@ from npbench.training.base import TrainingModule
 class MetaRegression(TrainingModule):
     """Train and evaluate a `NeuralProcess` on batches of `Task`.
 
-    Logs, for each of `train`, `val` and `test`: the log-likelihood per target in nats (and its
+    It logs, for each of `train`, `val` and `test`, the log-likelihood per target in nats (and its
     standard error over tasks), the root mean square error, and the coverage of the central 50, 80
-    and 95 % intervals. Where the tasks carry their exact answer, also the `gap` to it: how many
-    nats per target the model loses against whoever knows the process, and scores all targets
+    and 95 % intervals. Where the tasks carry their exact answer, it logs the `gap` to it too: how
+    many nats per target the model loses against whoever knows the process, who scores all targets
     together if the model does (joint and autoregressive ones), or else one by one. Where the data
-    module has several test loaders, a dictionary by name, `test` has each for itself:
+    module has a dictionary of test loaders, `test` logs each by its name,
     `test/log_likelihood/NAME`.
 
     Args:
         model: the neural process.
-        optimizer: from parameters to an optimiser; Adam by default.
-        lr_scheduler: from an optimiser to a scheduler, stepped at every training step
-            (`ReduceLROnPlateau`, Lightning's, after each validation); by default as `decay` says.
+        optimizer: makes an optimiser of parameters; Adam by default.
+        lr_scheduler: makes a scheduler of an optimiser; it steps at every training step, or after
+            each validation if it is Lightning's `ReduceLROnPlateau`. By default `decay` says what
+            the learning rate does.
         decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
         warmup_steps: steps over which the learning rate rises linearly before either.
 
@@ -75,8 +76,8 @@ class MetaRegression(TrainingModule):
     def prediction_table(self, task: Task, prediction: Marginals) -> pa.Table:
         """One row for each real target.
 
-        Of `task` and `target` (its place in the task), inputs `x0`, `x1`, …, `mean0`, …, `std0`, …,
-        and the true values `y0`, … where they are known.
+        Its columns are `task`, `target` (the index in the task), the inputs `x0`, `x1`, …, the
+        moments `mean0`, …, `std0`, …, and the true values `y0`, … where they are known.
         """
         shape = task.xt.shape[:2]
         mask = np.ones(shape, bool)
