@@ -11,20 +11,19 @@ import lightning as L
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console, Group
 from rich.progress import Progress
-from rich.table import Table
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import default_device, device, size
+from npbench.commands.arguments import add_device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
+from npbench.commands.tables import table_of
 from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import NeuralProcess, evaluating
-from npbench.profiling import measure
+from npbench.profiling import PointPhases
 from npbench.task import Task
 
 _DESCRIPTION = """\
@@ -37,6 +36,9 @@ Evaluate several models on the same tasks.
 A RUN is a run's folder (of which best.ckpt is taken, or last.ckpt) or a checkpoint. The tasks are
 the test tasks of the first run's configuration, unless --config names another; any field of its
 data section can be set with --data.FIELD."""
+
+# What is timed; training is not.
+_PHASES = ("condition", "query", "update")
 
 
 @dataclass
@@ -73,9 +75,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
     parser.add_argument("--part", help="which of several sets of test tasks: EMNIST's seen, unseen")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
-    parser.add_argument(
-        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
-    )
+    add_device(parser)
     parser.add_argument(
         "--sizes",
         type=size,
@@ -168,34 +168,26 @@ def evaluate(
 def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
     """Parameters; bytes of the state and milliseconds of each phase, for one task of these sizes:
     context points, targets, new points."""
-    with evaluating(model), _own_randomness(device):
-        context, target, new = (
-            [torch.randn(1, number, dim, device=device) for dim in (model.dim_x, model.dim_y)]
-            for number in sizes
-        )
-        state = model.condition(*context)
-        phases = {
-            "condition_ms": lambda: model.condition(*context),
-            "query_ms": lambda: model.marginals(state, target[0]),
-            "update_ms": lambda: model.update(state, *new),
-        }
-        times = {name: measure(phase, device).seconds for name, phase in phases.items()}
+    phases = PointPhases(model, *sizes, device=device)
+    seconds = {name: phases.measure(name, repeats=3).seconds for name in _PHASES}
+    with _own_randomness(device):
+        state_bytes = phases.state.nbytes
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "state_bytes": state.nbytes,
-        **{name: nan if seconds is None else 1000 * seconds for name, seconds in times.items()},
+        "state_bytes": state_bytes,
+        **{f"{name}_ms": nan if s is None else 1000 * s for name, s in seconds.items()},
     }
 
 
 def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
     """The comparison as two tables for the terminal: how good, and at what cost."""
-    quality = _table(
+    quality = table_of(
         ["model", "log-lik.", "difference", "gap", "RMSE", "50 %", "95 %"],
         f"{num_tasks:,} tasks; nats per target ± standard error; difference to the first, paired "
         f"by task",
     )
-    costs = _table(
-        ["model", "parameters", "state", "condition", "query", "update"],
+    costs = table_of(
+        ["model", "parameters", "state", *_PHASES],
         f"one task of {sizes[0]:,} context points, {sizes[1]:,} targets, {sizes[2]:,} new points",
     )
     for name, row in table.iterrows():
@@ -213,16 +205,9 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
             str(name),
             f"{row.parameters:,.0f}",
             f"{row.state_bytes / 1024:,.1f} KiB",
-            *(f"{row[f'{phase}_ms']:.1f} ms" for phase in ("condition", "query", "update")),
+            *(f"{row[f'{phase}_ms']:.1f} ms" for phase in _PHASES),
         )
     return Group(quality, costs)
-
-
-def _table(columns: Sequence[str], caption: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    return table
 
 
 def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
