@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console, Group
 from rich.progress import Progress
+from torchmetrics import Metric
 
 from npbench.commands import checkpoints
 from npbench.commands.arguments import add_device, size
@@ -155,7 +156,9 @@ def evaluate(
     model: NeuralProcess, batches: Iterable[Task], device: torch.device
 ) -> tuple[dict[str, float], list[float]]:
     """The metrics over all tasks, and each task's log-likelihood."""
-    metrics, measured, by_task = RegressionMetrics().to(device), {}, []
+    metrics = RegressionMetrics().to(device)
+    measured: dict[str, Metric] = {}
+    by_task: list[float] = []
     with evaluating(model), _own_randomness(device):
         for task in batches:
             task = task.to(device)
@@ -168,7 +171,8 @@ def evaluate(
 def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
     """Parameters; bytes of the state and milliseconds of each phase, for one task of these sizes:
     context points, targets, new points."""
-    phases = PointPhases(model, *sizes, device=device)
+    num_context, num_targets, num_new = sizes
+    phases = PointPhases(model, num_context, num_targets, num_new, device)
     seconds = {name: phases.measure(name, repeats=3).seconds for name in _PHASES}
     with _own_randomness(device):
         state_bytes = phases.state.nbytes

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 import torch
@@ -18,17 +18,19 @@ from npbench.models.contracts.process import Marginals, evaluating, in_mode
 from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
 from npbench.task import Task
 
+AnyState = TypeVar("AnyState", bound=State | EventState)
+
 PHASES = ("condition", "query", "update", "train")
 
 
-class Phases(ABC):
+class Phases(ABC, Generic[AnyState]):
     """What a model does with random data, one phase after another."""
 
     model: NeuralProcess | EventModel
     device: torch.device
 
     @abstractmethod
-    def condition(self) -> State | EventState:
+    def condition(self) -> AnyState:
         """The state of the context."""
 
     @abstractmethod
@@ -36,7 +38,7 @@ class Phases(ABC):
         """The predictions from `state`."""
 
     @abstractmethod
-    def update(self) -> State | EventState:
+    def update(self) -> AnyState:
         """`state` after more data."""
 
     @abstractmethod
@@ -44,7 +46,7 @@ class Phases(ABC):
         """What training minimises."""
 
     @cached_property
-    def state(self) -> State | EventState:
+    def state(self) -> AnyState:
         """The state of the context, which the first use works out."""
         with evaluating(self.model):
             return self.condition()
@@ -80,7 +82,7 @@ class Phases(ABC):
         return torch.autograd.grad(self.loss(), parameters)
 
 
-class PointPhases(Phases):
+class PointPhases(Phases[State]):
     """What a neural process does with random points, of one task.
 
     Args:
@@ -136,7 +138,7 @@ class PointPhases(Phases):
         return self.model.loss(Task(*self.context, *self.targets))
 
 
-class EventPhases(Phases):
+class EventPhases(Phases[EventState]):
     """What an event model does with a random sequence, in its own units.
 
     Args:
