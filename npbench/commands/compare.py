@@ -40,6 +40,8 @@ data section can be set with --data.FIELD."""
 
 # What is timed; training is not.
 _PHASES = ("condition", "query", "update")
+# Groups of tasks of about one size, in the figure.
+_MOST_BINS = 8
 
 
 @dataclass
@@ -218,7 +220,9 @@ def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
     """Log-likelihoods with two standard errors, over all tasks and by the context's size."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
     overall, by_size = figure.subplots(1, 2, width_ratios=[1, 1.3])
-    bins = pd.qcut(tasks["num_context"], 8, duplicates="drop")
+    bins = tasks["num_context"]
+    if bins.nunique() > _MOST_BINS:
+        bins = pd.qcut(bins, _MOST_BINS, duplicates="drop")
     grouped = tasks.groupby(bins, observed=True)
     x = grouped["num_context"].mean()
     for place, (name, row) in enumerate(table.iterrows()):
