@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from image_files import write_emnist
+from helpers.image_files import write_emnist
 
 from npbench.cli import main
 from npbench.commands.compare import comparison_figure

@@ -51,7 +51,7 @@ SIZES = {
 
 
 # Small models of the paper's official code, and what they compute: tests/golden/README.md.
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
