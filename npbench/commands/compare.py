@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
@@ -133,7 +134,7 @@ def compare(
     """
     data.prepare_data()
     data.setup("test")
-    batches = data.test_dataloader()
+    batches: Any = data.test_dataloader()
     parts = batches if isinstance(batches, dict) else {}
     if part not in (parts or {None}):
         known = f"choose one of {', '.join(parts)}" if parts else "there are no parts to choose"
