@@ -3,27 +3,16 @@
 python -m benchmarks.attention
 """
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import median_seconds
 from npbench.attention import attention_with_lse
 from npbench.attention.backward import fused_attention_with_lse
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
-
-
-def seconds(function: Callable[[], None], repeats: int = 15) -> float:
-    """Median time of a call, after two that warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
 
 
 def main() -> None:
@@ -40,7 +29,7 @@ def main() -> None:
             def measure(
                 attend: Attend, backward: bool = backward, inputs: tuple = (q, k, v)
             ) -> float:
-                return seconds(lambda: run(attend, *inputs, backward=backward))
+                return median_seconds(lambda: run(attend, *inputs, backward=backward))
 
             fused, fallback = measure(fused_attention_with_lse), measure(attention_with_lse)
             shape = f"{batch} x {queries} x {points} {name}"

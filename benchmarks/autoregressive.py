@@ -9,8 +9,9 @@ import argparse
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from npbench.commands.arguments import add_device
+from npbench.commands.tables import table_of
 from npbench.models import CMANPAND, LBANPND, NeuralProcess
 from npbench.models.contracts.process import evaluating
 from npbench.profiling import Measurement, measure
@@ -21,13 +22,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=float, nargs="+", default=[1e3, 1e4, 1e5])
     parser.add_argument("--fixed", type=int, default=1000, help="the number that stays")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
     models = {"CMANP-AND": (CMANPAND(1, 1), 1e9), "LBANP-ND": (LBANPND(1, 1), 1e4)}
-    table = Table(title=f"peak memory beyond the inputs, and time; {options.device}")
-    for column in ("model", "context N", "targets M", "log_likelihood", "sample"):
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    table = table_of(
+        ["model", "context N", "targets M", "log_likelihood", "sample"],
+        f"peak memory beyond the inputs, and time; {options.device}",
+    )
     for name, (model, most) in models.items():
         model.to(options.device)
         for size in map(int, options.sizes):
@@ -42,7 +44,7 @@ def main() -> None:
 
 
 def phases(
-    model: NeuralProcess, num_context: int, num_targets: int, device: str
+    model: NeuralProcess, num_context: int, num_targets: int, device: torch.device
 ) -> tuple[Measurement, Measurement]:
     """The likelihood of one task, context included, and one sample from a state."""
     context, targets = (torch.randn(2, 1, n, 1, device=device) for n in (num_context, num_targets))

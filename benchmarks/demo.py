@@ -20,12 +20,12 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from datamodules import GPDataModule
 from npbench.callbacks.regression import posterior_figure
+from npbench.commands.tables import table_of
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")
@@ -139,9 +139,7 @@ def train(runs: list[Run]) -> None:
 
 
 def table(results: list[dict]) -> Table:
-    result = Table(box=box.SIMPLE, padding=(0, 1))
-    for column in ("model", "steps", "min", *_COLUMNS.values()):
-        result.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    result = table_of(["model", "steps", "min", *_COLUMNS.values()])
     for row in results:
         values = [f"{row[name]:.3f}" for name in _COLUMNS]
         values[0] += f" ± {row['log_likelihood_stderr']:.3f}"

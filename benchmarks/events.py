@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from datamodules.events.base import EventDataModule
 from datamodules.loading import Part
 from npbench.commands.sections import instantiate
+from npbench.commands.tables import table_of
 from npbench.models import EventModel
 from npbench.training import EventPrediction
 
@@ -134,9 +134,7 @@ def poisson(data: EventDataModule) -> dict[str, float]:
 
 def render(results: pd.DataFrame) -> Table:
     caption = "Means over test events, in nats and the data's unit of time."
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for name in ("", *results.index):
-        table.add_column(name, justify="right" if name else "left")
+    table = table_of(["", *results.index], caption)
     for column, values in results.items():
         cells = ("–" if pd.isna(value) else f"{value:,.3f}" for value in values)
         table.add_row(_ROWS[column], *cells)

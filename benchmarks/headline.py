@@ -7,12 +7,12 @@ The size is the headline of TNP-KR (under a minute on a 24 GB GPU).
 
 import argparse
 import resource
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import timed
+from npbench.commands.arguments import add_device
 from npbench.models import CMANP
 from npbench.models.contracts.process import evaluating
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=float, default=1e5)
     parser.add_argument("--targets", type=float, default=1e6)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = CMANP(dim_x=1, dim_y=1).to(options.device)
@@ -41,14 +41,6 @@ def main() -> None:
             f"{query:.2f} s = {condition + query:.2f} s; the whole process at most "
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
         )
-
-
-def timed(function: Callable[[], object]) -> tuple[object, float]:
-    start = time.perf_counter()
-    result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import seconds
 from npbench.attention import AttentionState
 from npbench.models import CMANP
 from npbench.models.contracts.process import evaluating
@@ -132,12 +133,6 @@ def peak_kilobytes() -> int:
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(line.split()[1])
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

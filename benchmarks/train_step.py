@@ -10,7 +10,6 @@ and take the same steps in turn; each figure is a median over steps.
 
 import argparse
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from unittest.mock import patch
@@ -20,8 +19,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.levers import settings
+from benchmarks.timing import seconds
 from datamodules import GPDataModule
-from npbench import Task, attention
+from npbench import Task
+from npbench.attention import multihead
 from npbench.models import CMANP
 from npbench.optim import MuonAdam
 
@@ -39,7 +40,7 @@ def plain_loss(model: CMANP, task: Task) -> Tensor:
     """The loss of a task without masks."""
     embedding = model.embed_points(torch.cat([task.xc, task.yc], dim=-1))
     latents = [model.latents.expand(task.batch_size, -1, -1)]
-    with patch.object(attention, "attend", plain_attend):
+    with patch.object(multihead, "attend", plain_attend):
         for block in model.blocks:
             repeated = block.latents.expand(task.batch_size, -1, -1)
             mixed = block.mix_block(block.attend_points(repeated, embedding))
@@ -107,12 +108,6 @@ def where_time_goes(function: Callable[[], None]) -> str:
     total = sum(shares.values())
     shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
     return ", ".join(f"{name} {share / total:.0%}" for name, share in shares.items())
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

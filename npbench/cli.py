@@ -123,7 +123,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 "description": _DESCRIPTION,
                 "formatter_class": _HelpFormatter,
             },
-            args=args,
+            args=None if args is None else list(args),
         )
     except (InputError, OSError, MisconfigurationException) as error:
         if os.environ.get("NPBENCH_TRACEBACK"):

@@ -52,7 +52,7 @@ def refuse(report: str, options: Sequence[str], command: str) -> NoReturn:
 
 def options_of(parser: ArgumentParser) -> list[str]:
     """All options of a parser, and its subcommands with theirs."""
-    options = []
+    options: list[str] = []
     for action in parser._actions:
         options += action.option_strings
         if isinstance(action.choices, dict):

@@ -65,8 +65,8 @@ class Task(TensorRecord):
                 f"not fit into {num_context} and {num_target}"
             )
 
-        def padded(points: Tensor | None, by: int) -> Tensor | None:
-            return None if points is None else F.pad(points, (0, 0, 0, by))
+        def padded(points: Tensor, by: int) -> Tensor:
+            return F.pad(points, (0, 0, 0, by))
 
         def padded_mask(mask: Tensor | None, points: Tensor, by: int) -> Tensor:
             real = points.new_ones(points.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -85,7 +85,7 @@ class Task(TensorRecord):
             xc=padded(self.xc, more_context),
             yc=padded(self.yc, more_context),
             xt=padded(self.xt, more_target),
-            yt=padded(self.yt, more_target),
+            yt=None if self.yt is None else padded(self.yt, more_target),
             context_mask=padded_mask(self.context_mask, self.xc, more_context),
             target_mask=padded_mask(self.target_mask, self.xt, more_target),
             exact=exact,

@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import yaml
-from image_files import write_celeba, write_emnist
+from helpers.image_files import write_celeba, write_emnist
 
 from npbench.cli import main
 from npbench.commands.sections import instantiate

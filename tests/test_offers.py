@@ -3,8 +3,8 @@
 import lightning as L
 import pytest
 import torch
-from event_files import long_table, random_events
-from image_files import write_emnist
+from helpers.event_files import long_table, random_events
+from helpers.image_files import write_emnist
 
 from datamodules import (
     EMNISTDataModule,

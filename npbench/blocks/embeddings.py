@@ -20,6 +20,8 @@ class EventEmbedding(nn.Module):
     Source: Zuo et al., *Transformer Hawkes Process*, ICML 2020, section 3.1.
     """
 
+    frequencies: Tensor
+
     def __init__(self, num_marks: int, dim_model: int) -> None:
         super().__init__()
         if dim_model % 2:

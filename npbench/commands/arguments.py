@@ -1,6 +1,6 @@
 """Types of arguments that several commands take."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from math import nan
 from pathlib import Path
 
@@ -60,5 +60,11 @@ def check_out(out: Path, *sources: Path) -> None:
         raise InputError(f"{out} is what the result is made from; name another file by --out")
 
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def add_device(parser: ArgumentParser) -> None:
+    """Add `--device`, which must be there: cuda by default where there is one, else cpu."""
+    parser.add_argument(
+        "--device",
+        type=device,
+        default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        help="cuda where there is one, else cpu",
+    )

@@ -6,25 +6,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console, Group
 from rich.progress import Progress
-from rich.table import Table
+from torchmetrics import Metric
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import default_device, device, size
+from npbench.commands.arguments import add_device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
+from npbench.commands.tables import table_of
 from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import NeuralProcess, evaluating
-from npbench.profiling import measure
+from npbench.profiling import PointPhases
 from npbench.task import Task
 
 _DESCRIPTION = """\
@@ -37,6 +38,11 @@ Evaluate several models on the same tasks.
 A RUN is a run's folder (of which best.ckpt is taken, or last.ckpt) or a checkpoint. The tasks are
 the test tasks of the first run's configuration, unless --config names another; any field of its
 data section can be set with --data.FIELD."""
+
+# What is timed; training is not.
+_PHASES = ("condition", "query", "update")
+# Groups of tasks of about one size, in the figure.
+_MOST_BINS = 8
 
 
 @dataclass
@@ -73,9 +79,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
     parser.add_argument("--part", help="which of several sets of test tasks: EMNIST's seen, unseen")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
-    parser.add_argument(
-        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
-    )
+    add_device(parser)
     parser.add_argument(
         "--sizes",
         type=size,
@@ -130,7 +134,7 @@ def compare(
     """
     data.prepare_data()
     data.setup("test")
-    batches = data.test_dataloader()
+    batches: Any = data.test_dataloader()
     parts = batches if isinstance(batches, dict) else {}
     if part not in (parts or {None}):
         known = f"choose one of {', '.join(parts)}" if parts else "there are no parts to choose"
@@ -155,7 +159,9 @@ def evaluate(
     model: NeuralProcess, batches: Iterable[Task], device: torch.device
 ) -> tuple[dict[str, float], list[float]]:
     """The metrics over all tasks, and each task's log-likelihood."""
-    metrics, measured, by_task = RegressionMetrics().to(device), {}, []
+    metrics = RegressionMetrics().to(device)
+    measured: dict[str, Metric] = {}
+    by_task: list[float] = []
     with evaluating(model), _own_randomness(device):
         for task in batches:
             task = task.to(device)
@@ -168,34 +174,27 @@ def evaluate(
 def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> dict[str, float]:
     """Parameters; bytes of the state and milliseconds of each phase, for one task of these sizes:
     context points, targets, new points."""
-    with evaluating(model), _own_randomness(device):
-        context, target, new = (
-            [torch.randn(1, number, dim, device=device) for dim in (model.dim_x, model.dim_y)]
-            for number in sizes
-        )
-        state = model.condition(*context)
-        phases = {
-            "condition_ms": lambda: model.condition(*context),
-            "query_ms": lambda: model.marginals(state, target[0]),
-            "update_ms": lambda: model.update(state, *new),
-        }
-        times = {name: measure(phase, device).seconds for name, phase in phases.items()}
+    num_context, num_targets, num_new = sizes
+    phases = PointPhases(model, num_context, num_targets, num_new, device)
+    seconds = {name: phases.measure(name, repeats=3).seconds for name in _PHASES}
+    with _own_randomness(device):
+        state_bytes = phases.state.nbytes
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "state_bytes": state.nbytes,
-        **{name: nan if seconds is None else 1000 * seconds for name, seconds in times.items()},
+        "state_bytes": state_bytes,
+        **{f"{name}_ms": nan if s is None else 1000 * s for name, s in seconds.items()},
     }
 
 
 def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
     """The comparison as two tables for the terminal: how good, and at what cost."""
-    quality = _table(
+    quality = table_of(
         ["model", "log-lik.", "difference", "gap", "RMSE", "50 %", "95 %"],
         f"{num_tasks:,} tasks; nats per target ± standard error; difference to the first, paired "
         f"by task",
     )
-    costs = _table(
-        ["model", "parameters", "state", "condition", "query", "update"],
+    costs = table_of(
+        ["model", "parameters", "state", *_PHASES],
         f"one task of {sizes[0]:,} context points, {sizes[1]:,} targets, {sizes[2]:,} new points",
     )
     for name, row in table.iterrows():
@@ -213,23 +212,18 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
             str(name),
             f"{row.parameters:,.0f}",
             f"{row.state_bytes / 1024:,.1f} KiB",
-            *(f"{row[f'{phase}_ms']:.1f} ms" for phase in ("condition", "query", "update")),
+            *(f"{row[f'{phase}_ms']:.1f} ms" for phase in _PHASES),
         )
     return Group(quality, costs)
-
-
-def _table(columns: Sequence[str], caption: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    return table
 
 
 def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
     """Log-likelihoods with two standard errors, over all tasks and by the context's size."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
     overall, by_size = figure.subplots(1, 2, width_ratios=[1, 1.3])
-    bins = pd.qcut(tasks["num_context"], 8, duplicates="drop")
+    bins = tasks["num_context"]
+    if bins.nunique() > _MOST_BINS:
+        bins = pd.qcut(bins, _MOST_BINS, duplicates="drop")
     grouped = tasks.groupby(bins, observed=True)
     x = grouped["num_context"].mean()
     for place, (name, row) in enumerate(table.iterrows()):

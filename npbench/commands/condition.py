@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import check_out, columns, default_device, device, given
+from npbench.commands.arguments import add_device, check_out, columns, given
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
 from npbench.errors import InputError
@@ -79,7 +79,5 @@ def _parser() -> CommandParser:
         "--state", type=Path,
         help="a state to add the points to, which gives --ckpt, --x and --y too",
     )  # fmt: skip
-    parser.add_argument(
-        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
-    )
+    add_device(parser)
     return parser

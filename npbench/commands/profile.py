@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich import box
 from rich.console import Console, Group
-from rich.table import Table
 
-from npbench.commands.arguments import default_device, device, size
+from npbench.commands.arguments import add_device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
+from npbench.commands.tables import table_of
 from npbench.messages import CommandParser
 from npbench.profiling import PHASES, profile, profile_figure
 from npbench.training.base import TrainingModule
@@ -69,9 +68,7 @@ def _parser() -> CommandParser:
         help="leave out sizes that would take longer in one call (default: 60)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("profile"), help="folder to write to")
-    parser.add_argument(
-        "--device", type=device, default=default_device(), help="cuda where there is one, else cpu"
-    )
+    add_device(parser)
     return parser
 
 
@@ -83,8 +80,9 @@ def render(
     profiles: dict[str, pd.DataFrame], context_sizes: Sequence[int], phases: Sequence[str]
 ) -> Group:
     """A table of memory and one of time: a row a model and size, a column a phase."""
-    memory = _table(phases, "Peak memory of one task beyond its inputs. OOM: out of memory.")
-    time = _table(phases, "Time. –: left out, as it would take longer than --time-limit.")
+    columns = ["model", "context", *phases]
+    memory = table_of(columns, "Peak memory of one task beyond its inputs. OOM: out of memory.")
+    time = table_of(columns, "Time. –: left out, as it would take longer than --time-limit.")
     for name, rows in profiles.items():
         by_place = rows.set_index(["num_context", "phase"]).to_dict("index")
         for number in context_sizes:
@@ -92,13 +90,6 @@ def render(
             for table, column in zip((memory, time), zip(*cells), strict=True):
                 table.add_row(name, f"{number:,}", *column)
     return Group(memory, time)
-
-
-def _table(phases: Sequence[str], caption: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for name in ("model", "context", *phases):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    return table
 
 
 def _cells(row: dict[str, float] | None) -> tuple[str, str]:

@@ -49,7 +49,9 @@ _LATENT = {"dim_lat": "dim_latent"}
 _IGNORED = {"CMAB_block_size", "diag_depth"}
 
 # Regular expressions that turn official parameter names into ours, applied one after the other.
-_DECODER_NAMES = [
+_Names = list[tuple[str, str | Callable[[re.Match], str]]]
+
+_DECODER_NAMES: _Names = [
     (r"^query_embedder\.", "decoder.embed."),
     (r"^norm\.", "decoder.norm."),
     (r"^decoder\.layers\.(\d+)\.cross_attn\.", r"decoder.layers.\1.attend."),
@@ -59,7 +61,7 @@ _DECODER_NAMES = [
     (r"\.fn\.", ".attention."),
     (r"^predictor\.", "head.mlp."),
 ]
-_CMANP_NAMES = [
+_CMANP_NAMES: _Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.", "blocks."),
     (r"\.layer_cross_attn\.", ".attend_points."),
@@ -72,7 +74,7 @@ _CMANP_NAMES = [
     (r"\.latent_ff\.", ".mix_latents.2."),
     *_DECODER_NAMES,
 ]
-_LBANP_NAMES = [
+_LBANP_NAMES: _Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.", "layers."),
     (r"^(layers\.\d+)\.cross_attn\.", r"\1.attend_points."),
@@ -81,13 +83,13 @@ _LBANP_NAMES = [
     (r"\.latent_ff\.", ".mix_latents.2."),
     *_DECODER_NAMES,
 ]
-_EQTNP_NAMES = [
+_EQTNP_NAMES: _Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.(\d+)\.dataset_self_attn\.", r"layers.\1.attend."),
     (r"^encoder\.layers\.(\d+)\.ff\.", r"layers.\1.feedforward."),
     *_DECODER_NAMES,
 ]
-_TRANSFORMER_NAMES = [
+_TRANSFORMER_NAMES: _Names = [
     (r"\.self_attn\.out_proj\.", ".attention.to_out."),
     (r"\.self_attn\.in_proj_", ".attention.in_proj."),
     (r"\.linear1\.", ".expand."),
@@ -95,13 +97,13 @@ _TRANSFORMER_NAMES = [
     (r"\.norm1\.", ".norm_attention."),
     (r"\.norm2\.", ".norm_feedforward."),
 ]
-_TNP_NAMES = [
+_TNP_NAMES: _Names = [
     (r"^embedder\.", "embed."),
     (r"^encoder\.layers\.", "layers."),
     (r"^predictor\.", "head.mlp."),
     *_TRANSFORMER_NAMES,
 ]
-_JOINT_NAMES = [
+_JOINT_NAMES: _Names = [
     # The official model does not use the diagonal head of the model that it extends.
     (r"^predictor\.", "unused."),
     (r"^mean_net\.", "head.mean."),
@@ -110,17 +112,17 @@ _JOINT_NAMES = [
     (r"^diag_net\.", "head.diagonal."),
     *_TRANSFORMER_NAMES,
 ]
-_NP_DECODER_NAMES = [
+_NP_DECODER_NAMES: _Names = [
     (r"^dec\.fc\.", "head.mlp.0."),
     (r"^dec\.fc_ctx\.", "head.mlp.0.context."),
     (r"^dec\.mlp\.(\d+)\.", lambda match: f"head.mlp.{int(match[1]) + 1}."),
 ]
-_POOLED_NAMES = [
+_POOLED_NAMES: _Names = [
     (r"^(?:enc1|denc)\.net_(pre|post)\.", r"encoder.\1.0."),
     (r"^(?:enc2|lenc)\.net_(pre|post)\.", r"encoder.\1.1."),
     *_NP_DECODER_NAMES,
 ]
-_ATTENTIVE_NAMES = [
+_ATTENTIVE_NAMES: _Names = [
     (r"^(?:enc1|denc)\.net_v\.", "encoder.embed_values."),
     (r"^(?:enc1|denc)\.net_qk\.", "encoder.embed_x."),
     (r"^(?:enc1|denc)\.self_attn\.", "encoder.mix_values."),
@@ -138,7 +140,7 @@ _ATTENTIVE_NAMES = [
 class _Official(NamedTuple):
     model: type[NeuralProcess]
     arguments: dict[str, str]
-    names: list[tuple[str, str | Callable[[re.Match], str]]]
+    names: _Names
 
 
 _MODELS = {

@@ -193,7 +193,14 @@ class BANP(BootstrapProcess):
     ) -> None:
         super().__init__(dim_x, dim_y, num_samples, num_train_samples)
         self.encoder = AttentiveEncoder(
-            dim_x, dim_y, dim_hidden, dim_hidden, pre_depth, post_depth, value_depth, query_depth
+            dim_x,
+            dim_y,
+            dim_hidden,
+            dim_summary=dim_hidden,
+            pre_depth=pre_depth,
+            post_depth=post_depth,
+            value_depth=value_depth,
+            query_depth=query_depth,
         )
         self.head = DiagonalGaussian(
             4 * dim_hidden + dim_x, dim_hidden, dim_y, depth=decoder_depth, min_std=0.1

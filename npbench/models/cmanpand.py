@@ -77,16 +77,33 @@ class CMANPAND(JointProcess, CMANP):
         projection_depth: int = 4,
     ) -> None:
         super().__init__(
-            dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
-            num_block_latents, embed_depth, dropout, bound_std, qk_norm, norm_residual,
-            context_chunk_size,
-        )  # fmt: skip
+            dim_x=dim_x,
+            dim_y=dim_y,
+            dim_model=dim_model,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            num_latents=num_latents,
+            num_block_latents=num_block_latents,
+            embed_depth=embed_depth,
+            dropout=dropout,
+            bound_std=bound_std,
+            qk_norm=qk_norm,
+            norm_residual=norm_residual,
+            context_chunk_size=context_chunk_size,
+        )
         if block_size < 1:
             raise InputError(f"block_size={block_size} must be 1 or more")
         self.block_size = block_size
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout)
         self.head = JointGaussian(
-            config, dim_y, covariance, dim_projection, num_std_layers, projection_depth, bound_std
+            config=config,
+            dim_y=dim_y,
+            covariance=covariance,
+            dim_projection=dim_projection,
+            num_std_layers=num_std_layers,
+            projection_depth=projection_depth,
+            bound_std=bound_std,
         )
 
     def _query(self, state: CMANPState, xt: Tensor) -> Distribution:

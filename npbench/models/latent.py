@@ -169,11 +169,11 @@ class ANP(LatentProcess):
             dim_x,
             dim_y,
             dim_hidden,
-            2 * dim_latent,
-            pre_depth,
-            post_depth,
-            value_depth,
-            query_depth,
+            dim_summary=2 * dim_latent,
+            pre_depth=pre_depth,
+            post_depth=post_depth,
+            value_depth=value_depth,
+            query_depth=query_depth,
         )
         self.head = DiagonalGaussian(
             dim_hidden + dim_latent + dim_x, dim_hidden, dim_y, depth=decoder_depth, min_std=0.1

@@ -150,10 +150,26 @@ class LBANPND(JointProcess, LBANP):
         projection_depth: int = 4,
     ) -> None:
         super().__init__(
-            dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
-            embed_depth, dropout, bound_std, qk_norm, norm_residual,
-        )  # fmt: skip
+            dim_x=dim_x,
+            dim_y=dim_y,
+            dim_model=dim_model,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            dim_feedforward=dim_feedforward,
+            num_latents=num_latents,
+            embed_depth=embed_depth,
+            dropout=dropout,
+            bound_std=bound_std,
+            qk_norm=qk_norm,
+            norm_residual=norm_residual,
+        )
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout)
         self.head = JointGaussian(
-            config, dim_y, covariance, dim_projection, num_std_layers, projection_depth, bound_std
+            config=config,
+            dim_y=dim_y,
+            covariance=covariance,
+            dim_projection=dim_projection,
+            num_std_layers=num_std_layers,
+            projection_depth=projection_depth,
+            bound_std=bound_std,
         )

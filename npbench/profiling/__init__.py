@@ -1,6 +1,14 @@
 """Peak memory and time, on CUDA and on a CPU: of one call, and of the phases of a model."""
 
 from npbench.profiling.measurement import LiveTensors, Measurement, measure
-from npbench.profiling.phases import PHASES, profile, profile_figure
+from npbench.profiling.phases import PHASES, PointPhases, profile, profile_figure
 
-__all__ = ["PHASES", "LiveTensors", "Measurement", "measure", "profile", "profile_figure"]
+__all__ = [
+    "PHASES",
+    "LiveTensors",
+    "Measurement",
+    "PointPhases",
+    "measure",
+    "profile",
+    "profile_figure",
+]

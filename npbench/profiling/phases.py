@@ -1,7 +1,9 @@
 """Peak memory and time of the phases of a model, as its context grows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import pandas as pd
 import torch
@@ -16,60 +18,158 @@ from npbench.models.contracts.process import Marginals, evaluating, in_mode
 from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
 from npbench.task import Task
 
+AnyState = TypeVar("AnyState", bound=State | EventState)
+
 PHASES = ("condition", "query", "update", "train")
 
 
-class PointPhases:
-    """What a neural process does with random points, of one task."""
+class Phases(ABC, Generic[AnyState]):
+    """What a model does with random data, one phase after another."""
+
+    model: NeuralProcess | EventModel
+    device: torch.device
+
+    @abstractmethod
+    def condition(self) -> AnyState:
+        """The state of the context."""
+
+    @abstractmethod
+    def query(self) -> Marginals | NextEvent:
+        """The predictions from `state`."""
+
+    @abstractmethod
+    def update(self) -> AnyState:
+        """`state` after more data."""
+
+    @abstractmethod
+    def loss(self) -> Tensor:
+        """What training minimises."""
+
+    @cached_property
+    def state(self) -> AnyState:
+        """The state of the context, which the first use works out."""
+        with evaluating(self.model):
+            return self.condition()
+
+    def measure(self, phase: str, repeats: int = 1) -> Measurement:
+        """Peak memory and time of a phase; the model, its gradients and torch's random state are
+        left as they were.
+
+        Args:
+            phase: one of `PHASES`.
+            repeats: timed calls, of which the median counts; an update, which is short, gets
+                three at least.
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            if phase == "train":
+                with in_mode(self.model, training=True), torch.enable_grad():
+                    return measure(self._gradients, self.device, repeats)
+            with evaluating(self.model):
+                if phase == "condition":
+                    return measure(self.condition, self.device, repeats)
+                try:
+                    _ = self.state
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    return Measurement(None, None)
+                if phase == "query":
+                    return measure(self.query, self.device, repeats)
+                return measure(self.update, self.device, max(repeats, 3))
+
+    def _gradients(self) -> tuple[Tensor, ...]:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.autograd.grad(self.loss(), parameters)
+
+
+class PointPhases(Phases[State]):
+    """What a neural process does with random points, of one task.
+
+    Args:
+        model: on `device`.
+        num_context: number of context points.
+        num_targets: number of targets.
+        num_new: number of points that an update absorbs.
+        device: where the points are made.
+
+    Example:
+        >>> from npbench.models import CNP
+        >>> phases = PointPhases(CNP(dim_x=1, dim_y=1), num_context=100, num_targets=10)
+        >>> phases.state.nbytes
+        1032
+        >>> phases.measure("query").seconds > 0
+        True
+    """
+
+    model: NeuralProcess
 
     def __init__(
-        self, model: NeuralProcess, num_context: int, num_targets: int, device: torch.device
+        self,
+        model: NeuralProcess,
+        num_context: int,
+        num_targets: int,
+        num_new: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        generator = torch.Generator(device).manual_seed(0)
+        self.model = model
+        self.device = torch.device(device)
+        generator = torch.Generator(self.device).manual_seed(0)
 
         def points(number: int) -> tuple[Tensor, Tensor]:
-            dims = model.dim_x, model.dim_y
-            return tuple(
-                torch.randn(1, number, d, device=device, generator=generator) for d in dims
+            x, y = (
+                torch.randn(1, number, dim, device=self.device, generator=generator)
+                for dim in (model.dim_x, model.dim_y)
             )
+            return x, y
 
-        self.model = model
-        self.context, self.targets, self.new = points(num_context), points(num_targets), points(1)
+        self.context, self.targets = points(num_context), points(num_targets)
+        self.new = points(num_new)
 
     def condition(self) -> State:
         return self.model.condition(*self.context)
 
-    def query(self, state: State) -> Marginals:
-        return self.model.marginals(state, self.targets[0])
+    def query(self) -> Marginals:
+        return self.model.marginals(self.state, self.targets[0])
 
-    def update(self, state: State) -> State:
-        return self.model.update(state, *self.new)
+    def update(self) -> State:
+        return self.model.update(self.state, *self.new)
 
     def loss(self) -> Tensor:
         return self.model.loss(Task(*self.context, *self.targets))
 
 
-class EventPhases:
-    """What an event model does with a random sequence, in its own units."""
+class EventPhases(Phases[EventState]):
+    """What an event model does with a random sequence, in its own units.
 
-    def __init__(self, model: EventModel, num_events: int, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-        size = (1, num_events + 1)
-        intervals = torch.rand(size, dtype=torch.float64, device=device, generator=generator)
-        times = (2 * model.time_scale * intervals).cumsum(dim=-1)
-        marks = torch.randint(model.num_marks, size, device=device, generator=generator)
+    Args:
+        model: on `device`.
+        num_events: length of the history.
+        device: where the sequence is made.
+    """
+
+    model: EventModel
+
+    def __init__(
+        self, model: EventModel, num_events: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.model = model
+        self.device = torch.device(device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        size = (1, num_events + 1)
+        intervals = torch.rand(size, dtype=torch.float64, device=self.device, generator=generator)
+        times = (2 * model.time_scale * intervals).cumsum(dim=-1)
+        marks = torch.randint(model.num_marks, size, device=self.device, generator=generator)
         self.history = EventSequences(times[:, :-1], marks[:, :-1])
         self.new = times[:, -1], marks[:, -1]
 
     def condition(self) -> EventState:
         return self.model.condition(self.history.times, self.history.marks)
 
-    def query(self, state: EventState) -> NextEvent:
-        return self.model.query(state)
+    def query(self) -> NextEvent:
+        return self.model.query(self.state)
 
-    def update(self, state: EventState) -> EventState:
-        return self.model.update(state, *self.new)
+    def update(self) -> EventState:
+        return self.model.update(self.state, *self.new)
 
     def loss(self) -> Tensor:
         return self.model.loss(self.history)
@@ -160,26 +260,9 @@ def _measure_phase(
     num_targets: int,
     device: torch.device,
 ) -> Measurement:
+    phases: Phases
     if isinstance(model, EventModel):
         phases = EventPhases(model, num_context, device)
     else:
-        phases = PointPhases(model, num_context, num_targets, device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if phase == "train":
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            with in_mode(model, training=True), torch.enable_grad():
-                return measure(
-                    lambda: torch.autograd.grad(phases.loss(), parameters), device, repeats=1
-                )
-        with evaluating(model):
-            if phase == "condition":
-                return measure(phases.condition, device, repeats=1)
-            try:
-                state = phases.condition()
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                return Measurement(None, None)
-            if phase == "query":
-                return measure(lambda: phases.query(state), device, repeats=1)
-            return measure(lambda: phases.update(state), device)
+        phases = PointPhases(model, num_context, num_targets, device=device)
+    return phases.measure(phase)

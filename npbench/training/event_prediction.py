@@ -81,6 +81,7 @@ class EventPrediction(TrainingModule):
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     metrics: ClassVar[type[EventMetrics]] = EventMetrics
     batch: ClassVar[type[EventSequences]] = EventSequences
+    model: EventModel
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class MetaRegression(TrainingModule):
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
     metrics: ClassVar[type[RegressionMetrics]] = RegressionMetrics
     batch: ClassVar[type[Task]] = Task
+    model: NeuralProcess
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SIZES, small
-from image_files import write_emnist, write_pictures
+from helpers.image_files import write_emnist, write_pictures
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributions import Distribution, Independent, Normal

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
-from image_files import write_emnist
+from helpers.image_files import write_emnist
 
 from npbench.cli import main
+from npbench.commands.compare import comparison_figure
 from npbench.models import CNP, NP, TNPND, NeuralProcess
 from npbench.training import MetaRegression
 from npbench.training.lightning_parts import save_untrained
@@ -99,6 +101,19 @@ def test_fields_of_the_data_can_be_set(runs: list[str], tmp_path: Path) -> None:
     assert rbf["num_context"].equals(matern["num_context"])
     assert (rbf["exact"] > matern["exact"]).any()
     assert not torch.allclose(torch.tensor(rbf["exact"]), torch.tensor(matern["exact"]))
+
+
+@pytest.mark.parametrize(("sizes", "points"), [([20], 1), ([5, 20], 2), (range(64), 8)])
+def test_the_figure_has_a_point_for_each_size_or_group_of_sizes(
+    sizes: list[int], points: int
+) -> None:
+    num_context = pd.Series([*sizes] * 2)
+    tasks = pd.DataFrame({"num_context": num_context, "CNP": 0.5 * num_context})
+    table = pd.DataFrame({"log_likelihood": [1.0], "log_likelihood_stderr": [0.1]}, index=["CNP"])
+    _, by_size = comparison_figure(table, tasks).axes
+    x, y = by_size.lines[0].get_data()
+    assert len(x) == points
+    np.testing.assert_allclose(y, 0.5 * np.asarray(x), rtol=1e-12)
 
 
 def test_mistakes_end_in_one_sentence(

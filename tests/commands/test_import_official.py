@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import assert_same_prediction, random_points
+from helpers import assert_same_prediction, golden, random_points
 
 from npbench.cli import main
 from npbench.interop import official
@@ -27,13 +26,11 @@ def error_of(arguments: list[str], code: int, capsys: pytest.CaptureFixture) -> 
 
 
 @pytest.fixture
-def golden(shared: Path, tmp_path: Path) -> Any:
+def imported(tmp_path: Path) -> Any:
     """An official model of this name, its checkpoint, and our configuration of it."""
 
     def make(name: str) -> tuple[Any, Path, Path]:
-        with np.load(shared / "golden" / f"{name}.npz") as file:
-            hparams = json.loads(str(file["hparams"]))
-            weights = {k[2:]: torch.from_numpy(file[k]) for k in file.files if k[:2] == "w/"}
+        hparams, weights, *_ = golden(name)
         model = official.load(name, hparams, weights)
         checkpoint = tmp_path / "ckpt.tar"
         torch.save({"model": weights, "epoch": 3}, checkpoint)
@@ -61,9 +58,9 @@ def golden(shared: Path, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["cmanpand", "lbanp", "tnpnd", "banp"])
 def test_an_imported_checkpoint_is_the_official_model(
-    golden: Any, name: str, tmp_path: Path
+    imported: Any, name: str, tmp_path: Path
 ) -> None:
-    model, checkpoint, config = golden(name)
+    model, checkpoint, config = imported(name)
     arguments = [str(checkpoint), "--model", name, "--config", str(config)]
     assert main(["import-official", *arguments]) is None
     imported = tmp_path / f"npbench-{name}.ckpt"
@@ -80,9 +77,9 @@ def test_an_imported_checkpoint_is_the_official_model(
 
 
 def test_fields_of_the_model_can_be_set(
-    golden: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+    imported: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, checkpoint, config = golden("cnp")
+    _, checkpoint, config = imported("cnp")
     config.write_text(config.read_text().replace("dim_hidden: 32", "dim_hidden: 16"))
     fields = ["--model.model.dim_hidden", "32"]
     out = tmp_path / "new folder" / "cnp.ckpt"
@@ -95,8 +92,8 @@ def test_fields_of_the_model_can_be_set(
     assert main(printed[1:]) is None
 
 
-def test_training_starts_from_an_imported_checkpoint(golden: Any, tmp_path: Path) -> None:
-    model, checkpoint, config = golden("cnp")
+def test_training_starts_from_an_imported_checkpoint(imported: Any, tmp_path: Path) -> None:
+    model, checkpoint, config = imported("cnp")
     described = ["--config", str(config)]
     main(["import-official", str(checkpoint), "--model", "cnp", *described])
     assert set(tmp_path.iterdir()) == {checkpoint, config, tmp_path / "npbench-cnp.ckpt"}
@@ -112,9 +109,9 @@ def test_training_starts_from_an_imported_checkpoint(golden: Any, tmp_path: Path
 
 
 def test_mistakes_end_in_one_sentence(
-    golden: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+    imported: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, checkpoint, config = golden("bnp")
+    _, checkpoint, config = imported("bnp")
     text = checkpoint.with_name("notes.txt")
     text.write_text("no checkpoint")
     wide = tmp_path / "wide.yaml"
@@ -140,9 +137,9 @@ def test_mistakes_end_in_one_sentence(
 
 
 def test_a_place_that_cannot_be_written_is_named(
-    golden: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+    imported: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, checkpoint, config = golden("cnp")
+    _, checkpoint, config = imported("cnp")
     content, folder = checkpoint.read_bytes(), tmp_path / "folder"
     folder.mkdir()
     before = set(tmp_path.iterdir())
@@ -159,9 +156,9 @@ def test_a_place_that_cannot_be_written_is_named(
 
 
 def test_wrong_options_end_in_one_sentence(
-    golden: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+    imported: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, checkpoint, config = golden("cnp")
+    _, checkpoint, config = imported("cnp")
     arguments = [str(checkpoint), "--model", "cnp", "--config", str(config)]
     assert "did you mean out?" in error_of([*arguments, "--ouut", "x.ckpt"], 2, capsys)
     assert "are required: --config" in error_of(arguments[:3], 2, capsys)
@@ -171,9 +168,9 @@ def test_wrong_options_end_in_one_sentence(
 
 
 def test_a_failure_halfway_leaves_the_file_as_it_was(
-    golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    imported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, checkpoint, config = golden("cnp")
+    _, checkpoint, config = imported("cnp")
     out = tmp_path / "npbench-cnp.ckpt"
     out.write_text("the last one")
     before = set(tmp_path.iterdir())

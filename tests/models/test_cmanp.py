@@ -1,11 +1,8 @@
-import json
 import subprocess
 import sys
-from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -24,7 +21,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npbench import Task
-from npbench.interop import official
 from npbench.models import CMANP, CMANPState
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -38,65 +34,6 @@ def shapes() -> dict[str, SearchStrategy[int]]:
         "dim_x": integers(1, 2),
         "dim_y": integers(1, 2),
     }
-
-
-@pytest.fixture
-def golden(shared: Path) -> dict[str, Any]:
-    with np.load(shared / "golden" / "cmanp.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
-@pytest.fixture
-def golden_model(golden: dict[str, Any]) -> CMANP:
-    weights = {
-        key.removeprefix("w/"): torch.from_numpy(value)
-        for key, value in golden.items()
-        if key.startswith("w/")
-    }
-    return official.load("cmanp", json.loads(str(golden["hparams"])), weights)
-
-
-@pytest.fixture
-def golden_task(golden: dict[str, Any]) -> Task:
-    return Task(*(torch.from_numpy(golden[f"in/{name}"]) for name in ("xc", "yc", "xt", "yt")))
-
-
-def assert_golden(actual: Tensor, expected: np.ndarray, tolerance: float = 2e-5) -> None:
-    """Within the tolerance, relative or absolute, whichever is larger."""
-    assert actual.shape == expected.shape
-    error = np.abs(actual.detach().numpy() - expected)
-    assert (error <= tolerance * np.maximum(1.0, np.abs(expected))).all(), error.max()
-
-
-def test_predictions_are_those_of_the_official_code(
-    golden: dict[str, Any], golden_model: CMANP, golden_task: Task
-) -> None:
-    state = golden_model.condition(golden_task.xc, golden_task.yc)
-    prediction = golden_model.query(state, golden_task.xt)
-    assert_golden(prediction.mean, golden["out/mean"])
-    assert_golden(prediction.stddev, golden["out/std"])
-    assert_golden(golden_model.log_likelihood(golden_task).mean(), golden["out/tar_ll"])
-
-
-def test_predictions_after_an_update_are_those_of_the_official_code(
-    golden: dict[str, Any], golden_model: CMANP, golden_task: Task
-) -> None:
-    half = golden_task.xc.shape[1] // 2
-    state = golden_model.condition(golden_task.xc[:, :half], golden_task.yc[:, :half])
-    state = golden_model.update(state, golden_task.xc[:, half:], golden_task.yc[:, half:])
-    prediction = golden_model.query(state, golden_task.xt)
-    assert_golden(prediction.mean, golden["out/mean_after_update"])
-    assert_golden(prediction.stddev, golden["out/std_after_update"])
-
-
-def test_loss_and_gradient_are_those_of_the_official_code(
-    golden: dict[str, Any], golden_model: CMANP, golden_task: Task
-) -> None:
-    loss = golden_model.train().loss(golden_task)
-    loss.backward()
-    grad_norm = torch.stack([p.grad.norm() for p in golden_model.parameters()]).norm()
-    assert loss.item() == pytest.approx(float(golden["out/train_loss"]), rel=1e-4)
-    assert grad_norm.item() == pytest.approx(float(golden["out/grad_norm"]), rel=1e-4)
 
 
 @DTYPES

@@ -1,6 +1,5 @@
 """Every model computes what the paper's official implementation does."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, GOLDEN_NAMES, golden
 from torch import Tensor
 
 from npbench.interop import official
@@ -15,9 +15,7 @@ from npbench.models import NeuralProcess, State
 from npbench.models.contracts.points import Points
 from npbench.task import Task
 
-NAMES = ["cmanp", "cmanpand", "lbanp", "lbanpnd", "eqtnp", "tnpd", "tnpa", "tnpnd",
-         "cnp", "canp", "np", "anp", "bnp", "banp"]  # fmt: skip
-# Of the README: absolute or relative, whichever is larger; and for joint quantities.
+# Of golden/README.md: absolute or relative, whichever is larger; and for joint quantities.
 TOLERANCE, JOINT_TOLERANCE = 2e-5, 1e-4
 
 Outputs = dict[str, Tensor]
@@ -83,16 +81,9 @@ HOW: dict[str, Callable[[Any, State, Task], Outputs]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_model_computes_what_the_official_one_does(shared: Path, name: str) -> None:
-    with np.load(shared / "golden" / f"{name}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    hparams = json.loads(str(arrays.pop("hparams")))
-    tensors = {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
-    weights, inputs, outputs = (
-        {key.removeprefix(kind): z for key, z in tensors.items() if key.startswith(kind)}
-        for kind in ("w/", "in/", "out/")
-    )
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_model_computes_what_the_official_one_does(name: str) -> None:
+    hparams, weights, inputs, outputs = golden(name)
     model = official.load(name, hparams, weights)
     task = Task(**inputs)
     state = model.condition(task.xc, task.yc)
@@ -109,5 +100,12 @@ def test_a_model_computes_what_the_official_one_does(shared: Path, name: str) ->
         )
 
 
-def test_all_golden_values_are_looked_at(shared: Path) -> None:
-    assert {path.stem for path in (shared / "golden").glob("*.npz")} == set(NAMES)
+def test_the_golden_values_are_those_of_the_shared_folder(shared: Path) -> None:
+    """Bit for bit, and none is missing."""
+    originals = {path.stem: path for path in (shared / "golden").glob("*.npz")}
+    assert sorted(originals) == GOLDEN_NAMES
+    for name, path in originals.items():
+        with np.load(path) as theirs, np.load(GOLDEN / path.name) as ours:
+            assert theirs.files == ours.files, name
+            for key in theirs.files:
+                np.testing.assert_array_equal(ours[key], theirs[key], strict=True)

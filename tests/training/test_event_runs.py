@@ -10,7 +10,7 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
-from event_files import long_table, random_events
+from helpers.event_files import long_table, random_events
 from test_cli import error_of
 from torch import Tensor
 

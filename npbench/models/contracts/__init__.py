@@ -6,7 +6,15 @@ and `stored_context` are bases of families; `inputs` checks what comes in, as se
 """
 
 from npbench.models.contracts.events import EventEvaluation, EventModel, EventState
-from npbench.models.contracts.process import Evaluation, Marginals, NeuralProcess, State
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import (
+    Evaluation,
+    Marginals,
+    NeuralProcess,
+    State,
+    merge_all,
+    records_arguments,
+)
 
 __all__ = [
     "Evaluation",
@@ -15,5 +23,8 @@ __all__ = [
     "EventState",
     "Marginals",
     "NeuralProcess",
+    "Points",
     "State",
+    "merge_all",
+    "records_arguments",
 ]

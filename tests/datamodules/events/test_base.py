@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from event_files import (
+from helpers import assert_same_record, few_examples
+from helpers.event_files import (
     Events,
     events,
     random_events,
@@ -17,7 +18,6 @@ from event_files import (
     write_folds,
     write_text,
 )
-from helpers import assert_same_record, few_examples
 from hypothesis import given
 from hypothesis import strategies as st
 

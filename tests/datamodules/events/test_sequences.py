@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from event_files import (
+from helpers.event_files import (
     Events,
     easytpp,
     events,

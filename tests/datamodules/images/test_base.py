@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from helpers import assert_close, assert_same_record, small
-from image_files import write_emnist
+from helpers.image_files import write_emnist
 from torch import Tensor
 
 from datamodules import EMNISTDataModule

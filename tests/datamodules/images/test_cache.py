@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from image_files import photo
+from helpers.image_files import photo
 from PIL import Image
 
 from datamodules.images import cache

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import write_celeba, write_list
+from helpers.image_files import write_celeba, write_list
 from torchvision import datasets
 
 from datamodules import CelebADataModule

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import digits, idx, write_emnist
+from helpers.image_files import digits, idx, write_emnist
 from torchvision import datasets
 
 from datamodules import EMNISTDataModule

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from image_files import photo, write_pictures
+from helpers.image_files import photo, write_pictures
 
 from datamodules import ImageFolderDataModule
 from datamodules.images.cache import Decoder

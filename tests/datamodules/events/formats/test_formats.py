@@ -12,7 +12,15 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
-from event_files import Events, easytpp, gatech, long_table, random_events, write_folds, write_text
+from helpers.event_files import (
+    Events,
+    easytpp,
+    gatech,
+    long_table,
+    random_events,
+    write_folds,
+    write_text,
+)
 
 from datamodules.events.formats.detect import load_events
 from datamodules.events.formats.event_table import EventTable

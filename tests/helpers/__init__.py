@@ -1,9 +1,12 @@
 """Small models, random points and comparisons that the tests share."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from hypothesis import settings
 from torch import Tensor
@@ -45,6 +48,36 @@ SIZES = {
     "BNP": _POOLED | _SAMPLED,
     "BANP": _POOLED | _SAMPLED,
 }
+
+
+# Small models of the paper's official code, and what they compute: tests/golden/README.md.
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_NAMES = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+
+
+class Golden(NamedTuple):
+    """An official model, and what it computes from inputs; tensors by their names in the file."""
+
+    hparams: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def golden(name: str) -> Golden:
+    """The golden values of an official model, such as "cmanp"."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    hparams = json.loads(str(arrays.pop("hparams")))
+    weights, inputs, outputs = (
+        {
+            key.removeprefix(kind): torch.from_numpy(np.asarray(array))
+            for key, array in arrays.items()
+            if key.startswith(kind)
+        }
+        for kind in ("w/", "in/", "out/")
+    )
+    return Golden(hparams, weights, inputs, outputs)
 
 
 def small_cmanp(

@@ -1,33 +1,15 @@
-"""Callbacks record what they promise, and training does not notice them."""
-
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import pandas as pd
 import pytest
-import torch
+from helpers.training import data, module
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules import GPDataModule
-from npbench.callbacks import PosteriorFigures, PredictionWriter
+from npbench.callbacks import PosteriorFigures
 from npbench.callbacks.regression import posterior_figure
-from npbench.models import CMANP, CNP
-from npbench.training import MetaRegression
-
-
-def data(**options: object) -> GPDataModule:
-    sizes = {"batch_size": 2, "steps_per_epoch": 4, "num_val_tasks": 4, "num_predict_tasks": 5}
-    return GPDataModule(**(sizes | options))
-
-
-def module() -> MetaRegression:
-    torch.manual_seed(0)
-    # Dropout draws from torch's generator at every step: whoever disturbs it shows.
-    sizes = {"dim_model": 16, "num_layers": 1, "num_latents": 4, "num_block_latents": 4}
-    return MetaRegression(CMANP(1, 1, dropout=0.2, **sizes))
+from npbench.models import CNP
 
 
 class Losses(L.Callback):
@@ -97,28 +79,3 @@ def test_figures_need_a_data_module_that_has_them(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"needs a data module with figure_task.*NoFigures"):
         trainer.test(module(), NoFigures(), verbose=False)
-
-
-def predict(path: Path) -> pd.DataFrame:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[PredictionWriter(str(path))],
-        enable_progress_bar=False,
-    )
-    trainer.predict(module(), data(eval_batch_size=2))
-    return pd.read_parquet(path)
-
-
-def test_predictions_have_one_row_for_each_real_target(tmp_path: Path) -> None:
-    frame = predict(tmp_path / "new folder" / "predictions.parquet")
-    assert list(frame.columns) == ["task", "target", "x0", "mean0", "std0", "y0"]
-    batch = data(eval_batch_size=5).predict_dataloader()
-    (task,) = list(batch)
-    assert frame.groupby("task").size().tolist() == task.target_mask.sum(-1).tolist()
-    with torch.no_grad():
-        mean: Tensor = module().eval()(task).mean
-    torch.testing.assert_close(
-        torch.tensor(frame["mean0"].to_numpy()), mean[task.target_mask][:, 0], rtol=1e-5, atol=1e-5
-    )
-    assert [path.name for path in tmp_path.rglob("*.*")] == ["predictions.parquet"]

@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_close, small_cmanp
-from torch import Tensor, nn
+from helpers import assert_close
+from helpers.blocks import CONFIG, randomised
+from torch import nn
 
 from npbench.blocks import (
     MLP,
-    ConstantMemoryAttentionBlock,
     CrossAttention,
     Decoder,
     FeedForward,
@@ -16,17 +16,6 @@ from npbench.blocks import (
     SelfAttention,
     TransformerLayer,
 )
-
-CONFIG = LayerConfig(dim_model=12, num_heads=3, dim_feedforward=20)
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """In float64, with norms and temperatures away from the identity that they start as."""
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return module
 
 
 def linear_layers(module: nn.Module) -> list[tuple[int, int]]:
@@ -101,60 +90,6 @@ def test_absorb_and_readout_equal_cross_attention_at_once(
     assert_close(layer.readout(x, state), layer(x.expand(2, -1, -1), context))
     in_chunks = layer.absorb(x, context[:, :3]).merge(layer.absorb(x, context[:, 3:]))
     assert_close(layer.readout(x, in_chunks), layer.readout(x, state))
-
-
-@pytest.mark.parametrize("norm_residual", [False, True])
-def test_the_block_is_its_formula(norm_residual: bool) -> None:
-    config = LayerConfig(12, 3, 20, norm_residual=norm_residual)
-    block = randomised(ConstantMemoryAttentionBlock(config, num_block_latents=4))
-    latents, points = torch.randn(2, 6, 12).double(), torch.randn(2, 9, 12).double()
-    own = block.attend_points(block.latents.expand(2, -1, -1), points)
-    for layer in block.mix_block:
-        own = layer(own)
-    expected = block.attend_block(latents, own)
-    for layer in block.mix_latents:
-        expected = layer(expected)
-    assert_close(block(latents, block.absorb(points)), expected)
-
-
-def test_the_block_knows_its_points_as_a_set() -> None:
-    block = randomised(ConstantMemoryAttentionBlock(CONFIG, num_block_latents=4))
-    latents, points = torch.randn(2, 6, 12).double(), torch.randn(2, 9, 12).double()
-    shuffled = points[:, torch.randperm(9)]
-    assert_close(block(latents, block.absorb(shuffled)), block(latents, block.absorb(points)))
-
-
-def test_masked_points_change_nothing_in_the_block() -> None:
-    block = ConstantMemoryAttentionBlock(CONFIG, num_block_latents=4).double()
-    points, mask = torch.randn(2, 9, 12).double(), torch.rand(2, 9) < 0.5
-    state = block.absorb(points, mask)
-    for row, real in enumerate(mask):
-        alone = block.absorb(points[row : row + 1, real])
-        assert_close(state.lse[row], alone.lse[0])
-        assert_close(state.out[row], alone.out[0])
-
-
-def test_a_blocks_state_depends_on_the_points_only() -> None:
-    """Not on the input latents, nor on what the blocks before it make of them."""
-    model = small_cmanp()
-    points: tuple[Tensor, Tensor] = torch.randn(2, 9, 1), torch.randn(2, 9, 1)
-    before = model.condition(*points)
-    with torch.no_grad():
-        model.latents.mul_(-1.0)
-        for block in model.blocks:
-            for layers in (block.mix_block, block.attend_block, block.mix_latents):
-                for parameter in layers.parameters():
-                    parameter.add_(0.1)
-    after = model.condition(*points)
-    assert torch.equal(after.attention.lse, before.attention.lse)
-    assert torch.equal(after.attention.out, before.attention.out)
-    assert not torch.allclose(after.latents, before.latents)
-
-    with torch.no_grad():
-        model.blocks[0].latents.mul_(-1.0)
-    other = model.condition(*points)
-    assert not torch.allclose(other.attention.out[0], before.attention.out[0])
-    assert torch.equal(other.attention.out[1], before.attention.out[1])
 
 
 def test_the_decoder_reads_one_context_a_layer() -> None:
