@@ -140,6 +140,8 @@ class SecondMomentProcess(NeuralProcess):
         heads: the priors.
     """
 
+    state_class = SecondMomentState
+
     def __init__(self, dim_x: int, dim_y: int, heads: BayesianHeads) -> None:
         super().__init__(dim_x, dim_y)
         self.heads = heads
