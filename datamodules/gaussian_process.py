@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.distributions import Normal, StudentT
@@ -43,6 +43,39 @@ class GPDraw:
             None if draws[0].outliers is None else cat("outliers"),
         )
 
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, tasks: slice) -> "GPDraw":
+        """Some of the tasks."""
+        return type(self)(
+            self.num_context[tasks],
+            self.num_target[tasks],
+            self.x[tasks],
+            [values[tasks] for values in self.hyperparameters],
+            self.white[tasks],
+            None if self.outliers is None else self.outliers[tasks],
+        )
+
+    @property
+    def is_context(self) -> Bool[Tensor, "batch points"]:
+        """Which points are context."""
+        return torch.arange(self.x.shape[1]) < self.num_context[:, None]
+
+    @property
+    def is_target(self) -> Bool[Tensor, "batch points"]:
+        """Which points are targets."""
+        end = (self.num_context + self.num_target)[:, None]
+        return ~self.is_context & (torch.arange(self.x.shape[1]) < end)
+
+    def factor(
+        self, kernel: RandomKernel, noise_std: float
+    ) -> Float[Tensor, "batch points points"]:
+        """The Cholesky factor of the covariance of all observations of each task."""
+        covariance = kernel.covariance(self.x.double(), self.hyperparameters)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(noise_std**2)
+        return psd_safe_cholesky(covariance)
+
 
 def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bool) -> Task:
     r"""The tasks of a draw, computed in float64 and returned in float32.
@@ -57,9 +90,7 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
     """
     with torch.no_grad():
         x = draw.x.double()
-        covariance = kernel.covariance(x, draw.hyperparameters)
-        covariance.diagonal(dim1=-2, dim2=-1).add_(noise_std**2)
-        factor = psd_safe_cholesky(covariance)
+        factor = draw.factor(kernel, noise_std)
         y = factor @ draw.white
         if draw.outliers is not None:
             return _split(draw, x, y + draw.outliers, exact=None)
@@ -69,10 +100,8 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
 
 def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mean and std of every point given the context, and both log-likelihoods per target."""
-    position = torch.arange(factor.shape[-1])
-    is_context = position < draw.num_context[:, None]
-    is_target = ~is_context & (position < (draw.num_context + draw.num_target)[:, None])
-    from_context = factor * is_context[:, None, :]
+    is_target = draw.is_target
+    from_context = factor * draw.is_context[:, None, :]
     mean = from_context @ draw.white
     std = (factor - from_context).square().sum(-1, keepdim=True).sqrt().expand_as(mean)
 

@@ -1,16 +1,20 @@
 """Regression tasks that are drawn from Gaussian processes while a model trains."""
 
+from dataclasses import replace
+from functools import cached_property
+
 import torch
 from gpytorch.kernels import Kernel
 from torch.utils.data import DataLoader
 
+from datamodules.bayes import BayesianCeiling
 from datamodules.gaussian_process import GPDraw, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
 from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
-from npbench.task import Task
+from npbench.task import Bayes, Task
 
 
 class Curriculum:
@@ -36,7 +40,8 @@ class GPDataModule(TaskDataModule):
 
     The batch that a rank trains on at step i is a function of (seed, rank, i): it is the same with
     any number of workers, and after a resume too. Evaluation task i is a function of (eval_seed, i)
-    alone, and carries the answer of the exact Gaussian process (`Task.exact`).
+    alone, and carries the answer of the exact Gaussian process (`Task.exact`), and with
+    `bayes_grid` the best answer that knows only the priors (`Task.bayes`).
 
     Args:
         dim_x: number of inputs.
@@ -62,6 +67,9 @@ class GPDataModule(TaskDataModule):
             out-of-distribution setting; the exact answer is then unknown.
         pad: give all training batches the same shape, with masks (for `torch.compile`).
         curriculum: begin training with easier priors.
+        bayes_grid: number of hyper-parameters over which `Task.bayes` of evaluation tasks, the best
+            prediction that knows only the priors, is computed (`BayesianCeiling`); 0 leaves it
+            out. The first evaluation computes it, and each worker keeps it in memory.
         seed: seed of the training tasks.
         eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that draw tasks; 0 draws in the training process.
@@ -92,6 +100,7 @@ class GPDataModule(TaskDataModule):
         t_noise: float | None = None,
         pad: bool = False,
         curriculum: Curriculum | None = None,
+        bayes_grid: int = 0,
         seed: int = 0,
         eval_seed: int = 0,
         num_workers: int = 0,
@@ -129,6 +138,10 @@ class GPDataModule(TaskDataModule):
         self.t_noise = t_noise
         self.pad = pad
         self.curriculum = curriculum
+        if bayes_grid < 0:
+            raise InputError(f"bayes_grid={bayes_grid} must be 0 or more")
+        self.bayes_grid = bayes_grid
+        self._known: dict[tuple[int, int], Bayes] = {}
         self.seed = seed
         self.eval_seed = eval_seed
 
@@ -158,7 +171,25 @@ class GPDataModule(TaskDataModule):
         for index in indices:
             with seeded(part, self.eval_seed, index):
                 draws.append(self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1))
-        return realise(self.kernel, GPDraw.stack(draws), self.noise_std, with_exact=True)
+        task = realise(self.kernel, GPDraw.stack(draws), self.noise_std, with_exact=True)
+        if not self.bayes_grid or self.t_noise is not None:
+            return task
+        return replace(task, bayes=self._bayes(indices, part, draws))
+
+    def _bayes(self, indices: range, part: Part, draws: list[GPDraw]) -> Bayes:
+        """The ceiling of these tasks, of which those not met before are computed."""
+        keys = [(part, index) for index in indices]
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            found = self._ceiling(GPDraw.stack([draws[i] for i in new]))
+            for row, i in enumerate(new):
+                self._known[keys[i]] = found.map(lambda z, row=row: z[row : row + 1])
+        rows = (self._known[key].tensors() for key in keys)
+        return Bayes(*(torch.cat(values) for values in zip(*rows)))
+
+    @cached_property
+    def _ceiling(self) -> BayesianCeiling:
+        return BayesianCeiling(self.kernel, self.noise_std, self.bayes_grid)
 
     def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
         """A task for figures: its targets lie densely and in order along the first input.

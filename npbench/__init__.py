@@ -2,6 +2,6 @@
 
 from npbench import errors
 from npbench.events import EventSequences
-from npbench.task import Exact, Task
+from npbench.task import Bayes, Exact, Task
 
-__all__ = ["EventSequences", "Exact", "Task", "errors"]
+__all__ = ["Bayes", "EventSequences", "Exact", "Task", "errors"]

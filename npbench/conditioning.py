@@ -11,17 +11,17 @@ import numpy as np
 
 from npbench.errors import InputError
 from npbench.files import replace_durably
-from npbench.models import CMANP, CMANPState
+from npbench.models import NeuralProcess, State
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import digest_of, is_of, read_notes
 from npbench.tables import PointTable
 
 
 def write_state(
-    model: CMANP,
+    model: NeuralProcess,
     table: PointTable,
     path: str | os.PathLike,
-    start: CMANPState | None = None,
+    start: State | None = None,
     notes: Mapping[str, str] | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
 ) -> int:
@@ -33,10 +33,11 @@ def write_state(
     does not depend on the number of rows.
 
     Args:
-        model: the neural process; absorbs in evaluation mode.
+        model: the neural process, whose states are kept in files (`state_class`); it absorbs in
+            evaluation mode.
         table: names the columns of the inputs and of the outputs; its chunks are those that are
             absorbed at a time.
-        path: a state file, for `CMANPState.load` and `npbench query`; the columns, the number of
+        path: a state file, for `model.state_class.load` and `npbench query`; the columns, the number of
             rows and a hash of their values are noted in it.
         start: a state to add the points to, on the model's device; by default that of no points.
         notes: further facts to write into the file's metadata.
@@ -50,13 +51,14 @@ def write_state(
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> import pandas as pd
+        >>> from npbench.models import CMANP
         >>> model = CMANP(dim_x=2, dim_y=1)
         >>> points = pd.DataFrame(np.random.randn(1000, 3), columns=["lat", "lon", "temperature"])
         >>> with TemporaryDirectory() as folder:
         ...     points.to_parquet(f"{folder}/points.parquet")
         ...     table = PointTable(f"{folder}/points.parquet", ["lat", "lon"], ["temperature"])
         ...     rows = write_state(model, table, f"{folder}/state.safetensors")
-        ...     state = CMANPState.load(f"{folder}/state.safetensors", model)
+        ...     state = model.state_class.load(f"{folder}/state.safetensors", model)
         >>> rows, model.query(state, np.zeros((1, 5, 2))).mean.shape
         (1000, torch.Size([1, 5, 1]))
     """
@@ -70,9 +72,9 @@ def write_state(
     task = {"x": ",".join(table.x), "y": ",".join(table.y), "state": _hash_of(start)}
     facts = {**(notes or {}), **task}
     rows, digest = _resume(partial, task, model, table)
-    state = CMANPState.load(partial, model) if rows else start
+    state = model.state_class.load(partial, model) if rows else start
 
-    def save(state: CMANPState) -> None:
+    def save(state: State) -> None:
         so_far = {"rows": str(rows), "digest": digest.hexdigest()}
         try:
             state.save(partial, model, **facts | so_far)
@@ -108,7 +110,7 @@ def write_state(
 
 
 def _resume(
-    partial: Path, task: dict[str, str], model: CMANP, table: PointTable
+    partial: Path, task: dict[str, str], model: NeuralProcess, table: PointTable
 ) -> tuple[int, Any]:
     """How many rows a call that was cut off has absorbed, and the digest of their values.
 
@@ -134,7 +136,7 @@ def _resume(
     return rows, digest
 
 
-def _hash_of(state: CMANPState | None) -> str:
+def _hash_of(state: State | None) -> str:
     if state is None:
         return ""
     return digest_of("state", {str(i): tensor for i, tensor in enumerate(state.tensors())})

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from npbench.attention import AttentionState
 from npbench.errors import InputError
+from npbench.structure import Record
 
 
 def all_merge(
@@ -65,6 +66,50 @@ def all_merge(
     # Backward is collective too: this leaf makes every rank take part where gradients are recorded.
     anchor = state.lse.new_empty(0).requires_grad_()
     return AttentionState(*_SumGradients.apply(group, merged.lse, merged.out, anchor, *parameters))
+
+
+def all_sum(
+    record: Record, group: dist.ProcessGroup | None = None, parameters: Iterable[Tensor] = ()
+) -> Record:
+    r"""The sum of all ranks' records, tensor by tensor: one all_reduce, in float64.
+
+    For states that are sums of their points, such as second moments. Gradients are `all_merge`'s,
+    and so are the rules: all ranks call this together, with records of one shape, and then all call
+    backward, which is one all_reduce too.
+
+    Args:
+        record: of this rank's shard.
+        group: the ranks among which the points are split; by default all.
+        parameters: as of `all_merge`.
+
+    Raises:
+        InputError: if there is no process group, or this process is not in it.
+    """
+    _rank(group)
+    tensors = list(record.tensors())
+    packed = torch.cat([tensor.double().flatten() for tensor in tensors])
+    anchor = packed.new_empty(0).requires_grad_()
+    total = _SumValues.apply(group, packed, anchor, *parameters)
+    sums = iter(total.split([tensor.numel() for tensor in tensors]))
+    return record.map(lambda tensor: next(sums).view_as(tensor).to(tensor.dtype))
+
+
+class _SumValues(torch.autograd.Function):
+    """The sum over ranks; backward adds up the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, values: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.group, ctx.num_leaves = group, len(leaves)
+        total = values.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return None, total, *[None] * ctx.num_leaves
 
 
 class _SumGradients(torch.autograd.Function):

@@ -27,11 +27,28 @@ class Exact(TensorRecord):
 
 
 @dataclass(frozen=True, eq=False)
+class Bayes(TensorRecord):
+    """What is known at best of a synthetic task's targets without knowing its hyper-parameters.
+
+    `Exact` knows which process made the task. This is the posterior predictive of all processes
+    that may have made it, weighed by what the context says of them: the ceiling of any model that
+    is trained on such tasks. It is a mixture of Gaussians; `gaussian_…` are the log-likelihoods of
+    the one Gaussian with its mean and covariance. `joint_…` score all targets at once, the others
+    one by one; all are nats per target.
+    """
+
+    log_likelihood: Float[Tensor, "batch"]
+    gaussian_log_likelihood: Float[Tensor, "batch"]
+    joint_log_likelihood: Float[Tensor, "batch"]
+    joint_gaussian_log_likelihood: Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True, eq=False)
 class Task(TensorRecord):
     """A batch of tasks: in each, predict `yt` at `xt` from the context (`xc`, `yc`).
 
-    A mask is True where a point is real; None means that all are. `exact` is known of synthetic
-    tasks only.
+    A mask is True where a point is real; None means that all are. `exact` and `bayes` are known of
+    synthetic tasks only.
 
     Example:
         >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
@@ -46,6 +63,7 @@ class Task(TensorRecord):
     context_mask: Bool[Tensor, "batch context"] | None = None
     target_mask: Bool[Tensor, "batch target"] | None = None
     exact: Exact | None = None
+    bayes: Bayes | None = None
 
     @property
     def batch_size(self) -> int:
@@ -89,4 +107,5 @@ class Task(TensorRecord):
             context_mask=padded_mask(self.context_mask, self.xc, more_context),
             target_mask=padded_mask(self.target_mask, self.xt, more_target),
             exact=exact,
+            bayes=self.bayes,
         )

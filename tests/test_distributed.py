@@ -398,3 +398,38 @@ def test_without_a_process_group_there_is_a_clear_error() -> None:
     state = model.condition(*random_points(2, 3))
     with pytest.raises(ValueError, match=r"torchrun .*init_process_group\(\) in each"):
         model.all_merge(state)
+
+
+# States that are sums
+
+
+@on_every_rank
+def test_second_moments_of_all_ranks_are_summed() -> None:
+    """Equal, unequal and empty shards; predictions, and gradients averaged over ranks."""
+    task = task_of(torch.float64)
+    for shard in shards(13):
+        model = small("SecondMomentNP")
+        at_once = model.condition(task.xc, task.yc)
+        state = model.all_merge(model.condition(task.xc[:, shard], task.yc[:, shard]))
+        for mine, expected in zip(state.moments.tensors(), at_once.moments.tensors(), strict=True):
+            assert mine.dtype == expected.dtype
+            assert_close(mine, expected, 1e-10)
+        gradients = []
+        for each in (state, at_once):
+            model.zero_grad()
+            (-model.query(each, task.xt).log_prob(task.yt).mean()).backward()
+            gradients.append(gradients_of(model))
+        assert_close(mean_over_ranks(gradients[0]), gradients[1], 1e-8)
+
+
+@on_every_rank
+def test_a_sum_takes_one_collective_whose_size_the_context_does_not_change() -> None:
+    model, calls = small("SecondMomentNP"), []
+    for number in (13, 130):
+        task = task_of(torch.float64, context=number)
+        state = model.condition(task.xc, task.yc)
+        with Collectives() as collectives:
+            model.all_merge(state)
+        calls.append(collectives.calls)
+    assert len(calls[0]) == 1
+    assert calls[0] == calls[1]

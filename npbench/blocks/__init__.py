@@ -1,5 +1,10 @@
 """The layers and blocks that the models are made of."""
 
+from npbench.blocks.bayesian_regression import (
+    BayesianHeads,
+    FunctionPosterior,
+    WeightPosterior,
+)
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
 from npbench.blocks.embeddings import EventEmbedding
 from npbench.blocks.history import HistoryBlock
@@ -14,18 +19,23 @@ from npbench.blocks.layers import (
     SelfAttention,
     TransformerLayer,
 )
+from npbench.blocks.second_moments import SecondMoments
 
 __all__ = [
     "MLP",
+    "BayesianHeads",
     "ConstantMemoryAttentionBlock",
     "CrossAttention",
     "Decoder",
     "EventEmbedding",
     "FeedForward",
+    "FunctionPosterior",
     "HistoryBlock",
     "LayerConfig",
     "PreNorm",
     "QueryLayer",
+    "SecondMoments",
     "SelfAttention",
     "TransformerLayer",
+    "WeightPosterior",
 ]

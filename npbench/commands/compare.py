@@ -43,6 +43,13 @@ data section can be set with --data.FIELD."""
 _PHASES = ("condition", "query", "update")
 # Groups of tasks of about one size, in the figure.
 _MOST_BINS = 8
+# What the best predictions are drawn as: those that know each task's process, and only the priors.
+_CEILINGS = {
+    "exact": ("--", "black"),
+    "exact jointly": (":", "black"),
+    "Bayes": ("--", "grey"),
+    "Bayes jointly": (":", "grey"),
+}
 
 
 @dataclass
@@ -188,8 +195,10 @@ def cost(model: NeuralProcess, device: torch.device, sizes: Sequence[int]) -> di
 
 def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
     """The comparison as two tables for the terminal: how good, and at what cost."""
+    gaps = {"gap": "gap", "gap_bayes": "gap to Bayes"}
+    gaps = {name: title for name, title in gaps.items() if name in table}
     quality = table_of(
-        ["model", "log-lik.", "difference", "gap", "RMSE", "50 %", "95 %"],
+        ["model", "log-lik.", "difference", *gaps.values(), "RMSE", "50 %", "95 %"],
         f"{num_tasks:,} tasks; nats per target ± standard error; difference to the first, paired "
         f"by task",
     )
@@ -203,7 +212,7 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
             str(name),
             f"{row.log_likelihood:.3f} ± {row.log_likelihood_stderr:.3f}",
             "" if first else f"{row.difference:.3f} ± {row.difference_stderr:.3f}",
-            f"{row.gap:.3f}" if "gap" in row else "",
+            *(f"{row[gap]:.3f}" for gap in gaps),
             f"{row.rmse:.3f}",
             f"{row.coverage_50:.1%}",
             f"{row.coverage_95:.1%}",
@@ -233,10 +242,10 @@ def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
             capsize=3,
         )  # fmt: skip
         by_size.plot(x, grouped[name].mean(), "o-", ms=3, color=color, label=str(name))
-    for column, style in {"exact": "--", "exact jointly": ":"}.items():
+    for column, (style, color) in _CEILINGS.items():
         if column in tasks:
-            overall.axvline(tasks[column].mean(), color="black", ls=style, lw=1)
-            by_size.plot(x, grouped[column].mean(), color="black", ls=style, lw=1, label=column)
+            overall.axvline(tasks[column].mean(), color=color, ls=style, lw=1)
+            by_size.plot(x, grouped[column].mean(), color=color, ls=style, lw=1, label=column)
     overall.set_yticks([-place for place in range(len(table))], [str(n) for n in table.index])
     overall.set_xlabel("log-likelihood per target")
     by_size.set_xlabel("context points")
@@ -262,6 +271,9 @@ def _facts(batches: Iterable[Task]) -> dict[str, list[float]]:
         if task.exact is not None:
             facts["exact"] += task.exact.log_likelihood.tolist()
             facts["exact jointly"] += task.exact.joint_log_likelihood.tolist()
+        if task.bayes is not None:
+            facts["Bayes"] += task.bayes.log_likelihood.tolist()
+            facts["Bayes jointly"] += task.bayes.joint_log_likelihood.tolist()
     return facts
 
 

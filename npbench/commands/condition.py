@@ -10,7 +10,6 @@ from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
 from npbench.errors import InputError
 from npbench.messages import CommandParser
-from npbench.models import CMANP, CMANPState
 from npbench.models.contracts.state_files import read_notes
 from npbench.tables import PointTable
 
@@ -40,14 +39,14 @@ def run(args: Sequence[str]) -> None:
         for key, names in (("x", options.x), ("y", options.y))
     )
     model = checkpoints.load(checkpoint).to(options.device)
-    if not isinstance(model, CMANP):
+    if model.state_class is None:
         raise InputError(
-            f"{checkpoint} holds a {type(model).__name__}, whose state grows with its context; "
-            f"condition takes CMANP and CMANPAND"
+            f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files; "
+            f"condition takes CMANP, SecondMomentNP and the models derived from them"
         )
     check_columns("x", x, model.dim_x)
     check_columns("y", y, model.dim_y)
-    start = CMANPState.load(options.state, model) if options.state else None
+    start = model.state_class.load(options.state, model) if options.state else None
     table = PointTable(options.data, x, y, chunk_size=_ROWS)
     origin = {"checkpoint": str(checkpoint.resolve()), "data": str(options.data.resolve())}
     with progress_bar() as progress:

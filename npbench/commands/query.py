@@ -7,8 +7,8 @@ from npbench.commands import checkpoints
 from npbench.commands.arguments import add_device, check_out, columns, given
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
+from npbench.errors import InputError
 from npbench.messages import CommandParser
-from npbench.models import CMANPState
 from npbench.models.contracts.state_files import read_notes
 from npbench.predictions import write_predictions
 from npbench.tables import PointTable
@@ -30,7 +30,11 @@ def run(args: Sequence[str]) -> None:
     x = options.x or given("--x", notes.get("x")).split(",")
     model = checkpoints.load(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
-    state = CMANPState.load(options.state, model)
+    if model.state_class is None:
+        raise InputError(
+            f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files"
+        )
+    state = model.state_class.load(options.state, model)
     targets = PointTable(options.targets, x)
     outputs = notes["y"].split(",") if "y" in notes else None
     with progress_bar() as progress:

@@ -6,13 +6,16 @@ from npbench.likelihoods.gaussian import (
     equal_mixture,
     independent_normal,
 )
+from npbench.likelihoods.mixture import MixtureCorrection, NormalMixture
 from npbench.likelihoods.next_event import NextEvent, NextEventHead
 
 __all__ = [
     "DiagonalGaussian",
     "JointGaussian",
+    "MixtureCorrection",
     "NextEvent",
     "NextEventHead",
+    "NormalMixture",
     "equal_mixture",
     "independent_normal",
 ]

@@ -96,7 +96,8 @@ class RegressionMetrics(nn.Module):
     """All that is measured of a model on tasks, by name.
 
     `log_likelihood` and its standard error over tasks, `rmse`, the coverage of the central 50, 80
-    and 95 % intervals; and for tasks that know their exact answer the `gap` to it.
+    and 95 % intervals; for tasks that know their exact answer the `gap` to it, and for those that
+    know the best answer without their hyper-parameters `gap_bayes`, the gap to that.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class RegressionMetrics(nn.Module):
         self.by_task = nn.ModuleDict(
             {"log_likelihood": TaskMean(), "log_likelihood_stderr": StandardError()}
         )
-        self.gap = TaskMean()
+        self.gaps = nn.ModuleDict({"gap": TaskMean(), "gap_bayes": TaskMean()})
         self.rmse = MeanSquaredError(squared=False)
         self.coverage = nn.ModuleDict(
             {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
@@ -116,8 +117,8 @@ class RegressionMetrics(nn.Module):
         Args:
             task: the tasks, with their targets' true values.
             evaluation: what the model says of them.
-            jointly: whether the model scores all targets together, so that the gap is one to the
-                exact joint log-likelihood.
+            jointly: whether the model scores all targets together, so that the gaps are those to
+                the joint log-likelihoods.
         """
         mean, std, y = evaluation.mean, evaluation.std, task.yt
         if task.target_mask is not None:
@@ -128,9 +129,10 @@ class RegressionMetrics(nn.Module):
         for metric in self.coverage.values():
             metric.update(mean, std, y)
         metrics = {**self.by_task, "rmse": self.rmse, **self.coverage}
-        if task.exact is not None:
-            exact = task.exact
-            ceiling = exact.joint_log_likelihood if jointly else exact.log_likelihood
-            self.gap.update(ceiling - evaluation.log_likelihood)
-            metrics["gap"] = self.gap
+        ceilings = {"gap": task.exact, "gap_bayes": task.bayes}
+        for name, of in ceilings.items():
+            if of is not None:
+                ceiling = of.joint_log_likelihood if jointly else of.log_likelihood
+                self.gaps[name].update(ceiling - evaluation.log_likelihood)
+                metrics[name] = self.gaps[name]
         return metrics

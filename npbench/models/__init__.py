@@ -9,6 +9,12 @@ from npbench.models.contracts import EventModel, EventState, NeuralProcess, Stat
 from npbench.models.eqtnp import EQTNP
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
+from npbench.models.second_moment import (
+    SampledFunctions,
+    SecondMomentJointNP,
+    SecondMomentNP,
+    SecondMomentState,
+)
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 
@@ -35,5 +41,9 @@ __all__ = [
     "EventModel",
     "EventState",
     "NeuralProcess",
+    "SampledFunctions",
+    "SecondMomentJointNP",
+    "SecondMomentNP",
+    "SecondMomentState",
     "State",
 ]

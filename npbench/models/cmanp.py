@@ -134,6 +134,8 @@ class CMANP(NeuralProcess):
         torch.Size([1, 100, 1])
     """
 
+    state_class = CMANPState
+
     @records_arguments
     def __init__(
         self,

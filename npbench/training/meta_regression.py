@@ -22,7 +22,8 @@ class MetaRegression(TrainingModule):
     standard error over tasks), the root mean square error, and the coverage of the central 50, 80
     and 95 % intervals. Where the tasks carry their exact answer, it logs the `gap` to it too: how
     many nats per target the model loses against whoever knows the process, who scores all targets
-    together if the model does (joint and autoregressive ones), or else one by one. Where the data
+    together if the model does (joint and autoregressive ones), or else one by one. Where they carry
+    the best answer that knows only the priors, `gap_bayes` is the same to that. Where the data
     module has a dictionary of test loaders, `test` logs each by its name,
     `test/log_likelihood/NAME`.
 

@@ -128,6 +128,28 @@ def test_the_file_is_the_state_of_all_rows(
     assert shlex.split(query) == [*words, "--out", "predictions.parquet"]
 
 
+def test_sums_are_such_a_state_and_answer(
+    tmp_path: Path, out: Path, save_checkpoint: Callable
+) -> None:
+    model = small("SecondMomentNP", 2, 1).float()
+    names = ["lat", "lon", "t"]
+    points = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=names)
+    data = write(points, tmp_path / "points.csv")
+    run(data, out, save_checkpoint(model, tmp_path / "sums.ckpt"), y="t")
+    more = ["--state", str(out), "--data", str(data), "--out", str(out)]
+    assert main(["condition", *more]) is None
+    predictions = tmp_path / "predictions.csv"
+    query = ["--state", str(out), "--targets", str(data), "--out", str(predictions)]
+    assert main(["query", *query]) is None
+    with torch.no_grad():
+        twice = (np.concatenate([points[z], points[z]]) for z in (names[:2], names[2:]))
+        state = model.condition(*twice)
+        mean, std = model.marginals(state, points[names[:2]].to_numpy()[None])
+    table = pd.read_csv(predictions)
+    np.testing.assert_allclose(table["t_mean"], mean[0, :, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(table["t_std"], std[0, :, 0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("hundreds")
 @pytest.mark.parametrize("rows", [99, 100, 101, 350])
 def test_a_chunk_at_a_time_is_at_once(
@@ -664,7 +686,7 @@ def test_mistakes_end_in_one_sentence(
         ({"ckpt": weights}, "weights.ckpt is damaged, or no checkpoint of npbench fit"),
         ({"ckpt": code}, "code.ckpt is damaged, or no checkpoint of npbench fit"),
         ({"ckpt": unknown}, "unknown.ckpt cannot be loaded: "),
-        ({"ckpt": tnpd_checkpoint}, "holds a TNPD, whose state grows with its context"),
+        ({"ckpt": tnpd_checkpoint}, "holds a TNPD, whose states are not kept in files"),
         ({"state": tmp_path / "none"}, "there is no state file"),
         ({"state": parquet}, "points.parquet is no state file"),
         ({"state": state, "ckpt": other}, "a state of another model, or of other weights"),

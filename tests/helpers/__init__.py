@@ -32,6 +32,7 @@ _JOINT = {"dim_projection": 3, "num_std_layers": 1, "projection_depth": 2}
 _BLOCKS = _LAYERS | {"num_latents": 5, "num_block_latents": 4}
 _POOLED = {"dim_hidden": 16, "pre_depth": 3}
 _SAMPLED = {"num_samples": 6, "num_train_samples": 3}
+_MOMENTS = {"num_features": 6, "num_heads": 3}
 SIZES = {
     "CMANP": _BLOCKS,
     "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
@@ -47,6 +48,8 @@ SIZES = {
     "ANP": _POOLED | _SAMPLED | {"dim_latent": 4},
     "BNP": _POOLED | _SAMPLED,
     "BANP": _POOLED | _SAMPLED,
+    "SecondMomentNP": _MOMENTS | {"dim_model": 16, "dim_feedforward": 16},
+    "SecondMomentJointNP": _MOMENTS,
 }
 
 

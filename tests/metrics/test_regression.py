@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from npbench.metrics import Coverage, StandardError, TaskMean
+from npbench.metrics import Coverage, RegressionMetrics, StandardError, TaskMean
+from npbench.models.contracts.process import Evaluation
+from npbench.task import Bayes, Exact, Task
 
 
 def test_mean_and_standard_error_over_uneven_batches_equal_those_of_all_tasks() -> None:
@@ -34,3 +36,22 @@ def test_coverage_of_overconfident_predictions_is_below_the_level() -> None:
 def test_a_level_that_is_no_probability_is_an_error(level: float) -> None:
     with pytest.raises(ValueError, match=f"level={level} must lie between 0 and 1"):
         Coverage(level)
+
+
+@pytest.mark.parametrize(("jointly", "gap", "gap_bayes"), [(False, 1.5, 0.5), (True, 3.5, 2.5)])
+def test_gaps_are_to_the_ceilings_that_the_tasks_know(
+    jointly: bool, gap: float, gap_bayes: float
+) -> None:
+    ones = torch.ones(2)
+    zeros = torch.zeros(2, 3, 1)
+    exact = Exact(zeros, zeros + 1, 2 * ones, 4 * ones)
+    bayes = Bayes(ones, -9 * ones, 3 * ones, -9 * ones)
+    evaluation = Evaluation(0.5 * ones, zeros, zeros + 1)
+    metrics = RegressionMetrics()
+    assert not {"gap", "gap_bayes"} & set(
+        metrics.update(Task(zeros, zeros, zeros, zeros), evaluation, jointly)
+    )
+    task = Task(zeros, zeros, zeros, zeros, exact=exact, bayes=bayes)
+    measured = metrics.update(task, evaluation, jointly)
+    assert measured["gap"].compute() == gap
+    assert measured["gap_bayes"].compute() == gap_bayes

@@ -24,7 +24,7 @@ from npbench.models.contracts.process import Evaluation, Marginals
 from npbench.task import Task
 
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
-CONSTANT = {"CMANP", "CMANPAND", "CNP", "NP"}
+CONSTANT = {"CMANP", "CMANPAND", "CNP", "NP", "SecondMomentNP", "SecondMomentJointNP"}
 JOINTLY = {"CMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
 
@@ -302,6 +302,12 @@ def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name
         assert_close(permuted.mean, plain.mean[:, places], 1e-9)
         covariance = plain.covariance_matrix[:, places][:, :, places]
         assert_close(permuted.covariance_matrix, covariance, 1e-9)
+    elif name == "SecondMomentJointNP":
+        places = (3 * order[:, None] + torch.arange(3)).flatten()
+        normals, expected = permuted.component_distribution, plain.component_distribution
+        assert_close(permuted.mean, plain.mean[:, places], 1e-9)
+        covariance = expected.covariance_matrix[..., places, :][..., places]
+        assert_close(normals.covariance_matrix, covariance, 1e-9)
     else:
         assert_close(permuted.mean, plain.mean[:, order], 1e-9)
         assert_close(permuted.stddev, plain.stddev[:, order], 1e-9)

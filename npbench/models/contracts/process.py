@@ -98,6 +98,9 @@ class NeuralProcess(nn.Module, ABC):
     scores_jointly: ClassVar[bool] = False
     """Whether `log_likelihood` scores all targets together; its ceiling is then higher."""
 
+    state_class: ClassVar[type[State] | None] = None
+    """The class of the model's states, if these are of constant size and have `save` and `load`."""
+
     def __init__(self, dim_x: int, dim_y: int) -> None:
         super().__init__()
         if dim_x < 1 or dim_y < 1:

@@ -1,0 +1,129 @@
+"""Mixtures of normals, and a network that corrects one."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily
+
+from npbench.blocks import MLP, FeedForward, LayerConfig
+from npbench.likelihoods.gaussian import independent_normal
+from npbench.structure import TensorRecord
+
+# What the network's outputs are multiplied by, and the initial logit of the free component.
+_STEP, _FREE_LOGIT = 0.3, -4.0
+# Bounds of what the network takes in: of a component's log-weight, and of nats per point.
+_LOG_WEIGHT_MIN, _EVIDENCE_MAX = -20.0, 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class NormalMixture(TensorRecord):
+    """For each target a mixture of normals over its value; outputs are independent given one."""
+
+    log_weight: Float[Tensor, "batch target components"]
+    mean: Float[Tensor, "batch target components dim_y"]
+    std: Float[Tensor, "batch target components dim_y"]
+
+    @property
+    def moments(
+        self,
+    ) -> tuple[Float[Tensor, "batch target dim_y"], Float[Tensor, "batch target dim_y"]]:
+        """The mean and the standard deviation of the whole mixture."""
+        weight = self.log_weight.exp()[..., None]
+        mean = (weight * self.mean).sum(dim=-2)
+        variance = self.std.square() + (self.mean - mean[..., None, :]).square()
+        return mean, (weight * variance).sum(dim=-2).sqrt()
+
+    @property
+    def distribution(self) -> MixtureSameFamily:
+        """Of batch shape [batch, target] and event shape [dim_y]."""
+        weights = Categorical(logits=self.log_weight, validate_args=False)
+        normals = independent_normal(self.mean, self.std)
+        return MixtureSameFamily(weights, normals, validate_args=False)
+
+
+class MixtureCorrection(nn.Module):
+    r"""A network that corrects a mixture of H normals at each target, and adds one component.
+
+    With the mixture's mean m and standard deviation s, and the network's outputs o (times 0.3),
+
+    $$\mu_h \gets \mu_h + \sigma_h o_{h1}, \quad \sigma_h \gets \sigma_h e^{o_{h2}}, \quad
+      \log \pi_h \gets \log \pi_h + o_{h3}, \qquad
+      \mu_0 = m + s\, o_{01}, \quad \sigma_0 = s\, e^{o_{02}}, \quad \log \pi_0 = -4 + o_{03}$$
+
+    The last layer starts at 0: an untrained correction leaves a mixture as it was, beside a free
+    component of 1.8 %. The network sees the components, m, s, the number of context points and the
+    best evidence per point, but no input: a correction depends on where a target lies only through
+    what the mixture says there.
+
+    Args:
+        num_components: number H.
+        dim_y: number of outputs.
+        dim_model: width of the network.
+        dim_feedforward: hidden width of its layers.
+
+    Example:
+        >>> mixture = NormalMixture(*torch.zeros(2, 1, 5, 3).log_softmax(-1)[:1],
+        ...                         torch.zeros(1, 5, 3, 1), torch.ones(1, 5, 3, 1))
+        >>> correct = MixtureCorrection(3, dim_y=1, dim_model=8, dim_feedforward=8)
+        >>> correct(mixture, torch.tensor([4]), torch.zeros(1)).mean.shape
+        torch.Size([1, 5, 4, 1])
+    """
+
+    def __init__(
+        self, num_components: int, dim_y: int, dim_model: int, dim_feedforward: int
+    ) -> None:
+        super().__init__()
+        self.dim_y = dim_y
+        config = LayerConfig(dim_model, 1, dim_feedforward, norm_residual=False)
+        dim_in = num_components * (dim_y + 3) + 2 * dim_y + 2
+        self.embed = nn.Linear(dim_in, dim_model)
+        self.feedforward = FeedForward(config)
+        self.norm = nn.LayerNorm(dim_model)
+        dim_out = (num_components + 1) * (2 * dim_y + 1)
+        self.head = MLP(dim_model, dim_feedforward, dim_out, depth=2)
+        for parameter in self.head[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        mixture: NormalMixture,
+        count: Integer[Tensor, "batch"],
+        evidence: Float[Tensor, "batch"],
+    ) -> NormalMixture:
+        """The corrected mixture, of H + 1 components.
+
+        Args:
+            mixture: of H components, whose standard deviations all outputs share.
+            count: number of context points.
+            evidence: the log-evidence of the best component.
+        """
+        mean, std = (z[..., None, :] for z in mixture.moments)
+        features = self._features(mixture, mean, std, count, evidence)
+        out = _STEP * self.head(self.norm(self.feedforward(self.embed(features))))
+        out = out.unflatten(-1, (-1, 2 * self.dim_y + 1))
+        shift, log_factor, logit = out.split([self.dim_y, self.dim_y, 1], dim=-1)
+        free = torch.full_like(mixture.log_weight[..., :1], _FREE_LOGIT)
+        std = torch.cat([mixture.std, std], dim=-2)
+        mean = torch.cat([mixture.mean, mean], dim=-2)
+        logit = logit[..., 0] + torch.cat([mixture.log_weight, free], dim=-1)
+        return NormalMixture(logit.log_softmax(dim=-1), mean + std * shift, std * log_factor.exp())
+
+    def _features(
+        self, mixture: NormalMixture, mean: Tensor, std: Tensor, count: Tensor, evidence: Tensor
+    ) -> Float[Tensor, "batch target dim_in"]:
+        per_point = (evidence / (count + 1)).clamp(-_EVIDENCE_MAX, _EVIDENCE_MAX)
+        of_task = torch.stack([(count + 1).log() / 4, per_point], dim=-1).to(mean.dtype)
+        return torch.cat(
+            [
+                mixture.mean.flatten(-2),
+                mixture.std[..., 0].log(),
+                mixture.log_weight.exp(),
+                mixture.log_weight.clamp(min=_LOG_WEIGHT_MIN) / 10,
+                mean.flatten(-2),
+                std.flatten(-2).log(),
+                of_task[:, None].expand(-1, mean.shape[1], -1),
+            ],
+            dim=-1,
+        )

@@ -1,0 +1,461 @@
+"""SecondMomentNP: Bayesian regression from sums over the context, corrected by a network."""
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
+
+from npbench.blocks import BayesianHeads, FunctionPosterior, SecondMoments, WeightPosterior
+from npbench.blocks.fourier import fourier_features
+from npbench.distributed import all_sum
+from npbench.errors import InputError
+from npbench.likelihoods import MixtureCorrection, NormalMixture, independent_normal
+from npbench.models.contracts import state_files
+from npbench.models.contracts.inputs import check_batch
+from npbench.models.contracts.points import Points
+from npbench.models.contracts.process import (
+    Evaluation,
+    Marginals,
+    NeuralProcess,
+    State,
+    merge_all,
+    records_arguments,
+)
+from npbench.structure import TensorRecord
+
+# Without gradients so many points are absorbed, or targets predicted, at a time.
+_INFERENCE_CHUNK = 4096
+# Relative to what was there before, what subtraction may leave below 0 by rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMomentState(State):
+    """All that the model keeps of its context, at a size that does not depend on it.
+
+    `moments` are the only tensors that ever see the points: what files hold, and what travels
+    between processes. `posterior`, the solved equations, follows from them; it is None right after
+    `merge`, which knows no model, until the model's `merge` or `query` works it out. In training
+    mode with gradients it is a `FunctionPosterior` where there are fewer points than features.
+    """
+
+    moments: SecondMoments
+    posterior: WeightPosterior | FunctionPosterior | None
+
+    def merge(self, other: "SecondMomentState") -> "SecondMomentState":
+        """The state of the union of two contexts: a sum, exact in any order and tree of merges.
+
+        Raises:
+            InputError: if the two are states of different numbers of tasks, or of other models.
+        """
+        mine, theirs = self.moments, other.moments
+        if mine.targets.shape != theirs.targets.shape:
+            raise InputError(
+                f"states with sums of shapes {list(mine.targets.shape)} and "
+                f"{list(theirs.targets.shape)}, [tasks, features, outputs], do not merge"
+            )
+        return type(self)(mine.merge(theirs), posterior=None)
+
+    def save(
+        self, path: str | os.PathLike, model: "SecondMomentProcess | None" = None, **notes: str
+    ) -> None:
+        """Write the sums to a safetensors file: complete, or not at all.
+
+        Args:
+            path: the file, whose size the context does not change.
+            model: whose state it is; its fingerprint is written with it, for `load` to check.
+            notes: further facts to write into the file's metadata.
+        """
+        tensors = {f"moments.{name}": getattr(self.moments, name) for name in _MOMENTS}
+        state_files.write(path, tensors, model, notes)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, model: "SecondMomentProcess | None" = None
+    ) -> "SecondMomentState":
+        """Read a state that `save` has written, onto the model's device if one is given.
+
+        Args:
+            path: the file.
+            model: to be used with the state, and refused if it is not the one that made it.
+
+        Raises:
+            InputError: if the file is no saved state, or one of another model or other weights.
+        """
+        tensors = state_files.read(path, model)
+        try:
+            state = cls(SecondMoments(*(tensors[f"moments.{name}"] for name in _MOMENTS)), None)
+        except KeyError as error:
+            raise InputError(
+                f"{path} holds no sums, {error}: it is another model's state"
+            ) from error
+        return state if model is None else state.to(next(model.parameters()).device)
+
+
+_MOMENTS = ("products", "targets", "squares", "count")
+
+
+@dataclass(frozen=True, eq=False)
+class SampledFunctions(TensorRecord):
+    r"""Functions $f(x) = w^\top \varphi(x)$ that a model has drawn, to be evaluated anywhere.
+
+    Calls are consistent with each other: the functions are their weights, which are kept. A value
+    costs a dot product of m numbers. `noise_std` is what an observation adds to the function.
+    """
+
+    weights: Float[Tensor, "samples batch m dim_y"]
+    frequencies: Float[Tensor, "features dim_x"]
+    noise_std: Float[Tensor, "samples batch"]
+
+    def __call__(
+        self, x: Float[Tensor, "batch points dim_x"]
+    ) -> Float[Tensor, "samples batch points dim_y"]:
+        """The functions' values, each task's at its own inputs.
+
+        Raises:
+            InputError: if x has another number of tasks or inputs.
+        """
+        if x.ndim != 3 or x.shape[::2] != (self.weights.shape[1], self.frequencies.shape[1]):
+            raise InputError(
+                f"x has shape {list(x.shape)}; expected [{self.weights.shape[1]}, points, "
+                f"{self.frequencies.shape[1]}]"
+            )
+        return fourier_features(x, self.frequencies) @ self.weights
+
+
+class SecondMomentProcess(NeuralProcess):
+    """What the models of second moments share: the state, and the functions that it knows of.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+        heads: the priors.
+    """
+
+    state_class = SecondMomentState
+
+    def __init__(self, dim_x: int, dim_y: int, heads: BayesianHeads) -> None:
+        super().__init__(dim_x, dim_y)
+        self.heads = heads
+
+    @abstractmethod
+    def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
+        """At each target by itself; the state is solved."""
+
+    def merge(self, *states: SecondMomentState) -> SecondMomentState:
+        """The state of the union of one context or more, ready to be queried."""
+        if not states:
+            raise InputError("merge takes one state or more; condition on no points for a prior")
+        return merge_all(states, finish=self._solved)
+
+    def all_merge(
+        self, state: SecondMomentState, group: ProcessGroup | None = None
+    ) -> SecondMomentState:
+        """The collective form of `merge`: one sum over ranks; see `npbench.distributed.all_sum`.
+
+        Args:
+            state: of this rank's shard of the context, which may be empty.
+            group: the ranks that share the context; by default all.
+
+        Raises:
+            InputError: if there is no process group, or this process is not in it.
+        """
+        return self._state(all_sum(state.moments, group, self.parameters()))
+
+    def forget(
+        self,
+        state: SecondMomentState,
+        x: Float[Tensor, "batch points dim_x"],
+        y: Float[Tensor, "batch points dim_y"],
+        mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> SecondMomentState:
+        """The state without these points, which it has absorbed before: the inverse of `update`.
+
+        A subtraction in float64: exact but for rounding, however few points are left.
+
+        Raises:
+            InputError: as `update`; and if the state cannot have absorbed the points.
+        """
+        points = self._inputs.points("x", x, "y", y, mask)
+        check_batch("x", points.x, state.batch_size)
+        left = state.moments.remove(self._absorb(points))
+        floor = -_ROUNDING * (1 + state.moments.squares)
+        wrong = (left.count < 0) | (left.squares < floor).any(dim=-1)
+        if wrong.any():
+            task = int(wrong.nonzero()[0])
+            raise InputError(
+                f"forgetting these points would leave task {task} with {int(left.count[task])} "
+                f"points and a sum of squares of {float(left.squares[task].min()):.3g}: the state "
+                f"has never absorbed them"
+            )
+        try:
+            return self._state(left)
+        except torch.linalg.LinAlgError as error:
+            raise InputError(
+                "forgetting these points would leave products that no points have: the state has "
+                "never absorbed them"
+            ) from error
+
+    def sample_functions(self, state: SecondMomentState, num_samples: int = 1) -> SampledFunctions:
+        r"""Draw functions from the Bayesian mixture, to be evaluated anywhere and later.
+
+        $$h \sim \pi, \qquad w \sim \mathcal{N}(\bar w_h, R_h^\top R_h), \qquad
+          f(x) = w^\top \varphi(x)$$
+
+        Without gradient, from torch's random state. For Thompson sampling, and for maps whose
+        values fit together.
+
+        Args:
+            state: of the context.
+            num_samples: functions drawn for each task.
+
+        Raises:
+            InputError: if `num_samples` is not 1 or more.
+
+        Example:
+            >>> model = SecondMomentNP(dim_x=1, dim_y=1)
+            >>> state = model.condition(*torch.randn(2, 1, 10, 1))
+            >>> functions = model.sample_functions(state, num_samples=3)
+            >>> functions(torch.linspace(-2, 2, 100).reshape(1, -1, 1)).shape
+            torch.Size([3, 1, 100, 1])
+        """
+        if num_samples < 1:
+            raise InputError(f"num_samples={num_samples} must be 1 or more")
+        with torch.no_grad():
+            posterior = self._solved(state).posterior
+            head = Categorical(logits=self.heads.log_weights(posterior)).sample((num_samples,))
+            task = torch.arange(head.shape[1], device=head.device)
+            mean, root = posterior.mean[task, head], posterior.root[task, head]
+            weights = mean + root.mT @ torch.randn_like(mean)
+            frequencies = self.heads.features.frequencies()
+            return SampledFunctions(weights, frequencies, self.heads.noise_std[head])
+
+    def _condition(self, chunks: Iterator[Points]) -> SecondMomentState:
+        if not (self.training and torch.is_grad_enabled()):
+            return merge_all(map(self._absorb, chunks), finish=self._state)
+        points = Points.concatenate(chunks)
+        features = self.heads.features(points.x)
+        moments = SecondMoments.of(features, points.y, points.mask)
+        if points.x.shape[1] >= features.shape[-1]:
+            return self._state(moments)
+        posterior = self.heads.solve_by_points(features, points.y, points.mask)
+        return SecondMomentState(moments, posterior)
+
+    def _update(self, state: SecondMomentState, points: Points) -> SecondMomentState:
+        return self._state(state.moments.merge(self._absorb(points)))
+
+    def _absorb(self, points: Points) -> SecondMoments:
+        return SecondMoments.of(self.heads.features(points.x), points.y, points.mask)
+
+    def _state(self, moments: SecondMoments) -> SecondMomentState:
+        return SecondMomentState(moments, self.heads.solve(moments))
+
+    def _solved(self, state: SecondMomentState) -> SecondMomentState:
+        return state if isinstance(state.posterior, WeightPosterior) else self._state(state.moments)
+
+    def _chunk_size(self) -> int | None:
+        return None if torch.is_grad_enabled() else _INFERENCE_CHUNK
+
+    def _marginals(self, state: SecondMomentState, targets: Points) -> Marginals:
+        return Marginals(*self._mixture(state, targets.x).moments)
+
+    def _mixture(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
+        """At each target by itself, a chunk of targets at a time."""
+        if state.posterior is None:
+            state = self._solved(state)
+        if torch.is_grad_enabled() or xt.shape[1] <= _INFERENCE_CHUNK:
+            return self._predict(state, xt)
+        chunks = [self._predict(state, x).tensors() for x in xt.split(_INFERENCE_CHUNK, dim=1)]
+        return NormalMixture(*(torch.cat(z, dim=1) for z in zip(*chunks)))
+
+    def _bayesian_mixture(
+        self, posterior: WeightPosterior | FunctionPosterior, xt: Tensor
+    ) -> NormalMixture:
+        """At each target by itself: what the heads say, weighed by their evidence."""
+        features = self.heads.features(xt)
+        variance = posterior.variance(features) + self.heads.noise_std.square()[:, None]
+        mean = torch.einsum("btm,bhmd->bthd", features, posterior.mean)
+        log_weight = self.heads.log_weights(posterior)[:, None].expand(mean.shape[:3])
+        std = variance.sqrt().mT[..., None].expand_as(mean)
+        return NormalMixture(log_weight, mean, std)
+
+
+class SecondMomentNP(SecondMomentProcess):
+    r"""Second-Moment Neural Process: constant memory, and sums that forget as exactly as they add.
+
+    $$A = \sum_n \varphi_n \varphi_n^\top, \qquad b = \sum_n \varphi_n y_n^\top, \qquad
+      c = \sum_n y_n^2, \qquad \varphi(x) = [\cos W x, \sin W x]$$
+    $$y_t \sim \mathrm{correct}\Big(\sum_{h=1}^H \pi_h\, \mathcal{N}(\bar w_h^\top \varphi_t,
+      \lVert R_h \varphi_t \rVert^2 + \sigma_h^2)\Big)$$
+
+    H priors of one Bayesian linear regression are answered by the same sums and weighed by their
+    evidence (`BayesianHeads`); a network corrects the mixture target by target
+    (`MixtureCorrection`), and at first leaves it as it is. The sums are kept in float64, and the
+    equations are solved in it, once a state: a query solves none. In training with fewer context
+    points than features the equations are those of the points, in the type of the model.
+
+    Predictions move with the data where all inputs are shifted, as no layer sees an input but
+    through the features. Lengths far below `lengths` over a range far above `x_range` are beyond
+    m = 2F features; m³ operations and m²/2 numbers bound m itself.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+        num_features: number F of frequencies.
+        num_heads: number H of priors.
+        x_range: where the inputs lie, in each dimension: sets `lengths`.
+        lengths: shortest and longest length of the initial priors, between which they are spaced
+            evenly in the logarithm; by default 1/40 and 1/4 of the width of `x_range`.
+        prior_std: initial standard deviation of the functions.
+        noise_std: initial standard deviation of the noise.
+        rate: of the features and priors, relative to the learning rate of vectors; see `Offset`.
+        dim_model: width of the correcting network.
+        dim_feedforward: hidden width of its layers.
+        likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
+            and standard deviation.
+
+    Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
+    Regression* (ALPaCA), WAFR 2018, for regression on learned features; Rahimi and Recht, *Random
+    Features for Large-Scale Kernel Machines*, NeurIPS 2007, for the features.
+
+    Example:
+        >>> model = SecondMomentNP(dim_x=1, dim_y=1).eval()
+        >>> x, y = torch.linspace(-2, 2, 100).reshape(1, -1, 1), torch.randn(1, 100, 1)
+        >>> state = model.condition(x, y)
+        >>> state = model.forget(state, x[:, :50], y[:, :50])
+        >>> model.query(state, x).mean.shape
+        torch.Size([1, 100, 1])
+    """
+
+    @records_arguments
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        num_features: int = 45,
+        num_heads: int = 12,
+        x_range: tuple[float, float] = (-2.0, 2.0),
+        lengths: tuple[float, float] | None = None,
+        prior_std: float = 0.5,
+        noise_std: float = 0.1,
+        rate: float = 20.0,
+        dim_model: int = 64,
+        dim_feedforward: int = 128,
+        likelihood: Literal["mixture", "gaussian"] = "mixture",
+    ) -> None:
+        lengths = _spaced_lengths(num_heads, x_range, lengths)
+        heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
+        super().__init__(dim_x, dim_y, heads)
+        if likelihood not in ("mixture", "gaussian"):
+            raise InputError(f'likelihood={likelihood!r} must be "mixture" or "gaussian"')
+        self.likelihood = likelihood
+        self.correct = MixtureCorrection(num_heads, dim_y, dim_model, dim_feedforward)
+
+    def _query(self, state: SecondMomentState, xt: Tensor) -> Distribution:
+        mixture = self._mixture(state, xt)
+        if self.likelihood == "gaussian":
+            return independent_normal(*mixture.moments)
+        return mixture.distribution
+
+    def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
+        evidence = state.posterior.log_evidence.amax(dim=-1)
+        mixture = self._bayesian_mixture(state.posterior, xt)
+        return self.correct(mixture, state.moments.count, evidence)
+
+
+class SecondMomentJointNP(SecondMomentProcess):
+    r"""Second moments that predict all targets jointly, in closed form.
+
+    $$p(y_{1:M}) = \sum_h \pi_h\, \mathcal{N}(y_{1:M}; \Phi \bar w_h,
+      \Phi R_h^\top R_h \Phi^\top + \sigma_h^2 I)
+      = \sum_h \pi_h\, \frac{Z_h(\text{context} \cup \text{targets})}{Z_h(\text{context})}$$
+
+    The second form, in which `log_likelihood` is computed, is that of `BayesianHeads.log_evidence`
+    after and before the targets: its memory and its equations do not grow with their number M, and
+    their order changes nothing. `query` gives the first form, with M × M matrices. The prediction
+    is the Bayesian mixture itself, without `SecondMomentNP`'s correction; `sample` draws functions
+    and adds noise. Arguments as of `SecondMomentNP`.
+
+    Example:
+        >>> model = SecondMomentJointNP(dim_x=1, dim_y=1).eval()
+        >>> x, y = torch.randn(2, 16, 10, 1)
+        >>> model.query(model.condition(x, y), x).log_prob(y.flatten(1)).shape
+        torch.Size([16])
+    """
+
+    scores_jointly = True
+
+    @records_arguments
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        num_features: int = 45,
+        num_heads: int = 12,
+        x_range: tuple[float, float] = (-2.0, 2.0),
+        lengths: tuple[float, float] | None = None,
+        prior_std: float = 0.5,
+        noise_std: float = 0.1,
+        rate: float = 20.0,
+    ) -> None:
+        lengths = _spaced_lengths(num_heads, x_range, lengths)
+        heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
+        super().__init__(dim_x, dim_y, heads)
+
+    def _query(self, state: SecondMomentState, xt: Tensor) -> Distribution:
+        posterior = self._solved(state).posterior
+        features = self.heads.features(xt)
+        mean = (features[:, None] @ posterior.mean).flatten(2)
+        covariance = posterior.covariance(features)
+        covariance = covariance + torch.diag_embed(
+            self.heads.noise_std.square()[:, None].expand(covariance.shape[1:3])
+        )
+        outputs = torch.eye(self.dim_y, dtype=xt.dtype, device=xt.device)
+        normals = MultivariateNormal(
+            mean, torch.kron(covariance.contiguous(), outputs), validate_args=False
+        )
+        weights = Categorical(logits=self.heads.log_weights(posterior), validate_args=False)
+        return MixtureSameFamily(weights, normals, validate_args=False)
+
+    def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
+        return self._bayesian_mixture(state.posterior, xt)
+
+    def _log_likelihood(self, state: SecondMomentState, targets: Points) -> Float[Tensor, "batch"]:
+        everything = state.moments.merge(self._absorb(targets))
+        gained = self.heads.log_evidence(everything) - state.posterior.log_evidence
+        log_density = (self.heads.log_weights(state.posterior) + gained).logsumexp(dim=-1)
+        return (log_density / targets.count).to(targets.y.dtype)
+
+    def _evaluate(self, state: SecondMomentState, targets: Points) -> Evaluation:
+        log_likelihood = self._log_likelihood(state, targets)
+        return Evaluation(log_likelihood, *self._marginals(state, targets))
+
+    def _sample(
+        self, state: SecondMomentState, xt: Tensor, num_samples: int
+    ) -> Float[Tensor, "samples batch target dim_y"]:
+        functions = self.sample_functions(state, num_samples)
+        values = functions(xt)
+        return values + functions.noise_std[..., None, None] * torch.randn_like(values)
+
+
+def _spaced_lengths(
+    num_heads: int, x_range: tuple[float, float], lengths: tuple[float, float] | None
+) -> list[float]:
+    """The heads' initial lengths, evenly spaced in the logarithm."""
+    if num_heads < 1:
+        raise InputError(f"num_heads={num_heads} must be 1 or more")
+    if not x_range[0] < x_range[1]:
+        raise InputError(f"x_range={x_range} must go from a number to a greater one")
+    width = x_range[1] - x_range[0]
+    low, high = (width / 40, width / 4) if lengths is None else lengths
+    if not 0 < low <= high:
+        raise InputError(f"lengths={lengths} must be the shortest and the longest, above 0")
+    return torch.logspace(math.log10(low), math.log10(high), num_heads).tolist()
