@@ -37,8 +37,8 @@ def write_state(
             evaluation mode.
         table: names the columns of the inputs and of the outputs; its chunks are those that are
             absorbed at a time.
-        path: a state file, for `model.state_class.load` and `npbench query`; the columns, the number of
-            rows and a hash of their values are noted in it.
+        path: a state file, for `model.state_class.load` and `npbench query`; the columns, the
+            number of rows and a hash of their values are noted in it.
         start: a state to add the points to, on the model's device; by default that of no points.
         notes: further facts to write into the file's metadata.
         on_rows: called with the number of rows that an earlier call has absorbed, if any, and after
