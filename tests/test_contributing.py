@@ -161,7 +161,8 @@ def test_the_tree_is_that_of_the_packages() -> None:
             for path in (ROOT / package).glob("*.py")
             if not path.stem.startswith("__")
         }
-    assert not there - described.keys(), "without a line in CONTRIBUTING.md"
+    missing = sorted(there - described.keys())
+    assert not missing, "without a line in CONTRIBUTING.md"
     for path, text in described.items():
         assert (ROOT / path).exists(), f"{path} is in the tree of CONTRIBUTING.md alone"
         assert text or path in ("npbench/", "datamodules/"), f"{path} is not described"
