@@ -18,6 +18,11 @@ from npbench.task import Bayes
 _MATRICES = 2048
 # Draws from which the quantiles of the priors are taken.
 _PRIOR_DRAWS = 2**16
+# Shares of the draws that must count, as effective sample size: for a task to be done, and among
+# the tempered weights near which the next ones are drawn.
+_ENOUGH, _TEMPERED = 0.25, 0.1
+# Where fewer of the first draws than this count, there are so many times as many first draws.
+_LOST, _MORE = 4.0, 8
 
 
 class BayesianCeiling:
@@ -27,29 +32,31 @@ class BayesianCeiling:
       w_i \propto \frac{p(y_c \mid \theta_i)\, p(\theta_i)}{q(\theta_i)}, \qquad \sum_i w_i = 1$$
 
     No model that knows only the priors does better on average. At first the θ are quasi-random
-    draws from the priors. In each later round they are drawn near those that had weight, from
-    $q(\theta) = \sum_i w_i\, \mathrm{box}_h(\theta - \theta_i)$ in the cube of the priors'
-    quantiles, with narrower boxes each time; a task keeps the round whose weights have the largest
-    effective sample size. Hyper-parameters are taken to be independent of each other, as GPyTorch's
-    priors are. The answer to a task does not depend on which others it is computed with.
+    draws from the priors, and 8 times as many for a task where next to none of them has weight, as
+    with a period. Where few have weight, they are drawn anew from
+    $q(\theta) = \sum_i v_i\, \mathrm{box}(\theta - \theta_i)$ in the cube of the priors'
+    quantiles, round by round: v are the weights, tempered until a tenth of them counts, and the
+    boxes are as wide as their spread in each dimension. A task keeps the round whose weights have
+    the largest effective sample size, and is done when that is a quarter of all. Hyper-parameters
+    are taken to be independent of each other, as GPyTorch's priors are. The answer to a task does
+    not depend on which others it is computed with.
 
     Args:
         kernel: with its priors.
         noise_std: of the observations, which is known.
         num_points: number G of draws of θ in each round.
-        num_rounds: rounds after the first.
+        num_rounds: most rounds after the first.
 
     Source: Cappé, Guillin, Marin and Robert, *Population Monte Carlo*, 2004.
     """
 
     def __init__(
-        self, kernel: RandomKernel, noise_std: float, num_points: int, num_rounds: int = 2
+        self, kernel: RandomKernel, noise_std: float, num_points: int, num_rounds: int = 12
     ) -> None:
         at_least_one(num_points=num_points)
         self.kernel = kernel
         self.noise_std = noise_std
         self.num_points = num_points
-        self.num_rounds = num_rounds
         with seeded(num_points):
             draws = kernel.draw(_PRIOR_DRAWS)
             self._shapes = [values.shape[1:] for values in draws]
@@ -58,7 +65,7 @@ class BayesianCeiling:
             self._quantiles = table.sort(dim=0).values
             self._dim = table.shape[-1]
             engine = torch.quasirandom.SobolEngine(max(1, self._dim), scramble=True, seed=0)
-            self._first = engine.draw(num_points).double()[:, : self._dim]
+            self._first = engine.draw(_MORE * num_points).double()[:, : self._dim]
             self._jitter = torch.rand(num_rounds, num_points, self._dim, dtype=torch.float64)
 
     @torch.no_grad()
@@ -70,14 +77,24 @@ class BayesianCeiling:
 
     def _answer(self, draw: GPDraw) -> Bayes:
         y = draw.factor(self.kernel, self.noise_std) @ draw.white
-        best = theta = self._first.expand(len(draw), -1, -1)
-        log_weight = best_weight = self._log_evidence(draw, y, theta).log_softmax(dim=-1)
-        for number in range(self.num_rounds if self._dim else 0):
-            half_width = self.num_points ** (-1 / self._dim) / 2**number
-            theta, log_density = _proposals(theta, log_weight, half_width, self._jitter[number])
+        theta = best = self._first[: self.num_points].expand(len(draw), -1, -1)
+        evidence = self._log_evidence(draw, y, theta)
+        log_weight = best_weight = evidence.log_softmax(dim=-1)
+        if self._dim and (lost := _sample_size(log_weight) < _LOST).any():
+            theta = self._first.expand(len(draw), -1, -1)
+            more = [
+                self._log_evidence(draw, y, part) for part in theta.split(self.num_points, 1)[1:]
+            ]
+            more = torch.cat(more, dim=-1).masked_fill(~lost[:, None], -torch.inf)
+            log_weight = torch.cat([evidence, more], dim=-1).log_softmax(dim=-1)
+        for jitter in self._jitter:
+            missing = _sample_size(best_weight) < _ENOUGH * self.num_points
+            if not (missing.any() and self._dim):
+                break
+            theta, log_density = _proposals(theta, log_weight, jitter)
             evidence = self._log_evidence(draw, y, theta)
             log_weight = (evidence - log_density).log_softmax(dim=-1)
-            better = (2 * log_weight).logsumexp(-1) < (2 * best_weight).logsumexp(-1)
+            better = missing & (_sample_size(log_weight) > _sample_size(best_weight))
             best = theta.where(better[:, None, None], best)
             best_weight = log_weight.where(better[:, None], best_weight)
         return _scores(draw, y, self._factor(draw, best), best_weight)
@@ -107,27 +124,47 @@ class BayesianCeiling:
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self._shapes)]
 
 
+def _sample_size(log_weight: Float[Tensor, "batch grid"]) -> Float[Tensor, "batch"]:
+    """The effective sample size of weights that sum to 1."""
+    return (-(2 * log_weight).logsumexp(dim=-1)).exp()
+
+
+def _tempered(
+    log_weight: Float[Tensor, "batch grid"], at_least: float
+) -> Float[Tensor, "batch grid"]:
+    """Weights to the largest power up to 1 at which so many of them count, by bisection."""
+    low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
+    power = high
+    for _ in range(50):
+        size = _sample_size((power * log_weight).log_softmax(dim=-1))[:, None]
+        enough = size >= at_least
+        low, high = power.where(enough, low), high.where(enough, power)
+        power = (low + high) / 2
+    return (power * log_weight).softmax(dim=-1)
+
+
 def _proposals(
     theta: Float[Tensor, "batch grid dim"],
     log_weight: Float[Tensor, "batch grid"],
-    half_width: float,
-    jitter: Float[Tensor, "grid dim"],
-) -> tuple[Float[Tensor, "batch grid dim"], Float[Tensor, "batch grid"]]:
+    jitter: Float[Tensor, "draws dim"],
+) -> tuple[Float[Tensor, "batch draws dim"], Float[Tensor, "batch draws"]]:
     """Draws near those with weight, mirrored at the faces of the cube, and their log-density."""
-    weight = log_weight.exp()
+    weight = _tempered(log_weight, _TEMPERED * len(jitter))
+    mean = (weight[..., None] * theta).sum(dim=1, keepdim=True)
+    half_width = (weight[..., None] * (theta - mean).square()).sum(dim=1).sqrt().clamp(1e-6, 0.5)
     level = (torch.arange(len(jitter), dtype=weight.dtype) + 0.5) / len(jitter)
     index = torch.searchsorted(weight.cumsum(-1), level.expand(len(weight), -1).contiguous())
-    index = index.clamp(max=len(jitter) - 1)[..., None].expand_as(theta)
-    new = theta.gather(1, index) + half_width * (2 * jitter - 1)
+    index = index.clamp(max=theta.shape[1] - 1)[..., None].expand(-1, -1, theta.shape[-1])
+    new = theta.gather(1, index) + half_width[:, None] * (2 * jitter - 1)
     new = 1 - (1 - new.abs()).abs()
     # A draw comes from a box, or from the mirror image of one.
     inside = torch.ones((), dtype=weight.dtype)
-    for own, other in zip(new.unbind(-1), theta.unbind(-1)):
-        own, other = own[:, :, None], other[:, None, :]
+    for i in range(theta.shape[-1]):
+        own, other, width = new[:, :, None, i], theta[:, None, :, i], half_width[:, None, None, i]
         images = (own, -own, 2 - own)
-        inside = inside * sum(((image - other).abs() <= half_width).double() for image in images)
+        inside = inside * sum(((image - other).abs() <= width).double() for image in images)
     density = (inside * weight[:, None, :]).sum(dim=-1)
-    return new, (density / (2 * half_width) ** theta.shape[-1]).log()
+    return new, density.log() - (2 * half_width).log().sum(dim=-1, keepdim=True)
 
 
 def _log_densities(

@@ -83,7 +83,7 @@ def test_the_ceiling_is_that_of_the_textbook() -> None:
     kernel = RandomKernel(wide_rbf())
     draw = draws_of(kernel)
     ceiling = BayesianCeiling(kernel, 0.05, num_points=16, num_rounds=0)
-    scales, lengths = (z.flatten() for z in ceiling._hyperparameters(ceiling._first))
+    scales, lengths = (z.flatten() for z in ceiling._hyperparameters(ceiling._first[:16]))
     y = draw.factor(kernel, 0.05) @ draw.white
     bayes = ceiling(draw)
     for i in range(3):
@@ -105,7 +105,7 @@ def test_rounds_make_few_draws_as_good_as_many() -> None:
     )
     many = BayesianCeiling(kernel, 0.02, num_points=1024, num_rounds=0)(draw)
     errors = []
-    for rounds in (0, 2):
+    for rounds in (0, 5):
         few = BayesianCeiling(kernel, 0.02, num_points=32, num_rounds=rounds)(draw)
         errors.append((few.log_likelihood - many.log_likelihood).abs().mean().item())
     assert errors[1] < 0.6 * errors[0]
@@ -116,7 +116,7 @@ def test_proposals_have_the_density_that_is_said() -> None:
     """The weighted mean of any function is that under the uniform law of the cube."""
     first = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(256).double()[None]
     log_weight = (-((first - 0.2).square().sum(-1)) / 0.1).log_softmax(-1)
-    new, log_density = _proposals(first, log_weight, 0.3, torch.rand(256, 2).double())
+    new, log_density = _proposals(first, log_weight, torch.rand(256, 2).double())
     assert (new >= 0).all()
     assert (new <= 1).all()
 
