@@ -82,10 +82,9 @@ class BayesianCeiling:
         log_weight = best_weight = evidence.log_softmax(dim=-1)
         if self._dim and (lost := _sample_size(log_weight) < _LOST).any():
             theta = self._first.expand(len(draw), -1, -1)
-            more = [
-                self._log_evidence(draw, y, part) for part in theta.split(self.num_points, 1)[1:]
-            ]
-            more = torch.cat(more, dim=-1).masked_fill(~lost[:, None], -torch.inf)
+            parts = theta.split(self.num_points, dim=1)[1:]
+            more = torch.cat([self._log_evidence(draw, y, part) for part in parts], dim=-1)
+            more = more.masked_fill(~lost[:, None], -torch.inf)
             log_weight = torch.cat([evidence, more], dim=-1).log_softmax(dim=-1)
         for jitter in self._jitter:
             missing = _sample_size(best_weight) < _ENOUGH * self.num_points
