@@ -14,6 +14,8 @@ from npbench.blocks.layers import (
     SelfAttention,
     TransformerLayer,
 )
+from npbench.blocks.located import Scales
+from npbench.blocks.places import Places
 
 __all__ = [
     "MLP",
@@ -24,8 +26,10 @@ __all__ = [
     "FeedForward",
     "HistoryBlock",
     "LayerConfig",
+    "Places",
     "PreNorm",
     "QueryLayer",
+    "Scales",
     "SelfAttention",
     "TransformerLayer",
 ]

@@ -9,6 +9,7 @@ from npbench.models.contracts import EventModel, EventState, NeuralProcess, Stat
 from npbench.models.eqtnp import EQTNP
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
+from npbench.models.located import LocatedCMANP, LocatedState
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 
@@ -34,6 +35,8 @@ __all__ = [
     "CNPState",
     "EventModel",
     "EventState",
+    "LocatedCMANP",
+    "LocatedState",
     "NeuralProcess",
     "State",
 ]

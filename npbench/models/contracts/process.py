@@ -4,10 +4,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -63,17 +63,36 @@ class Evaluation(NamedTuple):
 
 
 def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold."""
+    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold.
+
+    An argument that is a dataclass is kept as a dictionary of its fields, which JSON and a
+    checkpoint that runs no code can hold; where a dataclass is expected, `__init__` takes such a
+    dictionary too.
+    """
 
     @wraps(init)
     def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         bound = signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
-        init(self, *args, **kwargs)
+        arguments = bound.arguments
+        for name, expected in get_type_hints(init).items():
+            if isinstance(arguments.get(name), dict) and (kind := _dataclass_of(expected)):
+                arguments[name] = kind(**arguments[name])
+        init(*bound.args, **bound.kwargs)
         # Bases record their arguments too; those of the outermost class come last, and stay.
-        self.hparams = {k: v for k, v in bound.arguments.items() if k != "self"}
+        self.hparams = {
+            name: asdict(value) if is_dataclass(value) else value
+            for name, value in arguments.items()
+            if name != "self"
+        }
 
     return recording
+
+
+def _dataclass_of(annotation: Any) -> type | None:
+    """The dataclass that an annotation is, or has as one of its alternatives."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
 class NeuralProcess(nn.Module, ABC):
