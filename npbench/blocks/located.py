@@ -258,7 +258,7 @@ class Pack(nn.Module):
         content: int | None = None,
     ) -> None:
         super().__init__()
-        num_heads = len(lengths)
+        self.num_heads = num_heads = len(lengths)
         self.dim_head = dim_head
         self.kernel = CompactKernel(lengths)
         self.register_buffer("offsets", offsets.to(torch.get_default_dtype()), persistent=False)
@@ -357,13 +357,13 @@ class Pack(nn.Module):
         """The keys of the points, if any, and their turned values with 1 as a last number; the
         values are 0 at padding."""
         inputs = y if self.to_keys is None else torch.cat([at.x, y], dim=-1)
-        v = at.rotation.turn(split_heads(self.to_values(inputs), len(self.offsets)))
+        v = at.rotation.turn(split_heads(self.to_values(inputs), self.num_heads))
         v = F.pad(v, (0, 1), value=1.0)
         if mask is not None:
             v = v.masked_fill(~mask[:, None, :, None], 0.0)
         if self.to_keys is None:
             return None, v
-        k = split_heads(self.to_keys(inputs), len(self.offsets))
+        k = split_heads(self.to_keys(inputs), self.num_heads)
         return F.rms_norm(k, k.shape[-1:]), v
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from npbench.commands.arguments import given
 from npbench.errors import InputError
+from npbench.models.contracts.constant_memory import ConstantMemoryProcess
 from npbench.models.contracts.process import NeuralProcess
 from npbench.training import EventPrediction, MetaRegression
 from npbench.training.base import TrainingModule
@@ -44,6 +45,21 @@ def load(checkpoint: Path) -> NeuralProcess:
         raise InputError(f"{checkpoint} cannot be loaded: {error}") from error
     except Exception as error:  # torch fails in many ways on a file of another kind
         raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+
+
+def load_of_constant_memory(checkpoint: Path) -> ConstantMemoryProcess:
+    """The same, of a model whose states fit into files.
+
+    Raises:
+        InputError: as `load`, and if the model's state grows with its context.
+    """
+    model = load(checkpoint)
+    if not isinstance(model, ConstantMemoryProcess):
+        raise InputError(
+            f"{checkpoint} holds a {type(model).__name__}, whose state grows with its context; "
+            f"condition and query take models of constant memory, such as CMANP and LocatedCMANP"
+        )
+    return model
 
 
 def _model(checkpoint: Path, kind: type[TrainingModule]) -> nn.Module:

@@ -14,7 +14,7 @@ from npbench.commands.arguments import check_out, columns, default_device, devic
 from npbench.commands.progress import progress_bar
 from npbench.errors import InputError
 from npbench.messages import CommandParser
-from npbench.models import CMANP, CMANPState
+from npbench.models.contracts.constant_memory import ConstantMemoryProcess, ConstantMemoryState
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import fingerprint, read_notes
 from npbench.tables import PointTable
@@ -44,24 +44,19 @@ def run(args: Sequence[str]) -> None:
         names or given(f"--{key}", made_by.get(key)).split(",")
         for key, names in (("x", options.x), ("y", options.y))
     )
-    model = checkpoints.load(checkpoint).to(options.device)
-    if not isinstance(model, CMANP):
-        raise InputError(
-            f"{checkpoint} holds a {type(model).__name__}, whose state grows with its context; "
-            f"condition takes CMANP and CMANPAND"
-        )
+    model = checkpoints.load_of_constant_memory(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
     check_columns("y", y, model.dim_y)
-    start = CMANPState.load(options.state, model) if options.state else None
+    start = model.state_class.load(options.state, model) if options.state else None
     task = {"x": ",".join(x), "y": ",".join(y), "state": _hash_of(options.state)}
     origin = {"checkpoint": str(checkpoint.resolve()), "data": str(options.data.resolve())}
     partial = options.out.with_name(f"{options.out.name}.partial")
     table = PointTable(options.data, x, y, chunk_size=_ROWS)
     rows, digest = _resume(partial, task, model, table)
-    state = CMANPState.load(partial, model) if rows else start
+    state = model.state_class.load(partial, model) if rows else start
     table = replace(table, skip=rows)
 
-    def save(state: CMANPState) -> None:
+    def save(state: ConstantMemoryState) -> None:
         so_far = {"rows": str(rows), "digest": digest.hexdigest()}
         try:
             state.save(partial, model, **task, **origin, **so_far)
@@ -106,7 +101,7 @@ def check_columns(name: str, names: Sequence[str], dim: int) -> None:
 
 
 def _resume(
-    partial: Path, task: dict[str, str], model: CMANP, table: PointTable
+    partial: Path, task: dict[str, str], model: ConstantMemoryProcess, table: PointTable
 ) -> tuple[int, Any]:
     """How many rows a run that was cut off has absorbed, and the digest of their values.
 

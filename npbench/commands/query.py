@@ -8,7 +8,6 @@ from npbench.commands.arguments import check_out, columns, default_device, devic
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
-from npbench.models import CMANPState
 from npbench.models.contracts.state_files import read_notes
 from npbench.predictions import write_predictions
 from npbench.tables import PointTable
@@ -28,9 +27,9 @@ def run(args: Sequence[str]) -> None:
     checkpoint = checkpoints.of_state(notes, options.ckpt)
     check_out(options.out, options.targets, options.state, checkpoint)
     x = options.x or given("--x", notes.get("x")).split(",")
-    model = checkpoints.load(checkpoint).to(options.device)
+    model = checkpoints.load_of_constant_memory(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
-    state = CMANPState.load(options.state, model)
+    state = model.state_class.load(options.state, model)
     targets = PointTable(options.targets, x)
     outputs = notes["y"].split(",") if "y" in notes else None
     with progress_bar() as progress:

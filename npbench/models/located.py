@@ -221,17 +221,21 @@ class LocatedCMANP(ConstantMemoryProcess):
     ) -> Float[Tensor, "batch target dim_model"]:
         encoding = self.decoder(self._at(xt), latents[0], self._places_at)
         nearness = self.locations.nearness(xt)[..., None]
-        if torch.compiler.is_compiling() or (nearness == 1).all():
-            return encoding
-        self.locations.warn_if_far("targets", xt)
-        return torch.lerp(self._prior_encoding(xt), encoding, nearness)
+        # With gradients nothing waits for values on the device, and the prior is always there.
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            if (nearness == 1).all():
+                return encoding
+            self.locations.warn_if_far("targets", xt)
+        return torch.lerp(self._prior_encoding(xt), encoding, nearness.to(encoding.dtype))
 
+    @torch.no_grad()
     def _prior_encoding(self, xt: Tensor) -> Float[Tensor, "1 1 dim_model"]:
         """The encoding of a target at the centre where there are no points."""
-        none = xt.new_zeros(1, 0, self.dim_x), xt.new_zeros(1, 0, self.dim_y)
-        latents = self._encode(state_of(self._sums(Points(*none))[None]))
+        shape = 1, self.pack.num_heads, len(self.locations.initial)
+        out = xt.new_zeros(1, *shape, self.pack.dim_head)
+        nothing = AttentionState(torch.full_like(out[..., 0], -torch.inf), out)
         centre = self.locations.centre.expand(1, 1, -1)
-        return self.decoder(self._at(centre), latents[0], self._places_at)
+        return self.decoder(self._at(centre), self._encode(nothing)[0], self._places_at)
 
     def _at(self, x: Float[Tensor, "batch points dim_x"]) -> At:
         return At.of(self.locations.seen(x), self.rotary)
