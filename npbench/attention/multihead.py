@@ -43,7 +43,7 @@ class MultiheadAttention(nn.Module):
         mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
         k, v = self.keys_values(context)
-        return self._join_heads(attend(self.queries(x), k, v, mask))
+        return self.join(attend(self.queries(x), k, v, mask))
 
     def absorb(
         self,
@@ -59,7 +59,7 @@ class MultiheadAttention(nn.Module):
 
     def readout(self, state: AttentionState) -> Float[Tensor, "batch queries dim_model"]:
         """The attention's output from the state of all its points."""
-        return self._join_heads(state.out)
+        return self.join(state.out)
 
     def queries(self, x: Tensor) -> Float[Tensor, "batch heads queries dim_head"]:
         q = split_heads(self.to_q(x), self.num_heads)
@@ -77,7 +77,10 @@ class MultiheadAttention(nn.Module):
         k, v = (split_heads(z, self.num_heads) for z in projected.chunk(2, dim=-1))
         return (k if self.temperature is None else F.rms_norm(k, k.shape[-1:])), v
 
-    def _join_heads(self, out: Tensor) -> Float[Tensor, "batch queries dim_model"]:
+    def join(
+        self, out: Float[Tensor, "batch heads queries dim_head"]
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The attention's output from those of its heads."""
         return self.to_out(join_heads(out).to(self.to_out.weight.dtype))
 
 

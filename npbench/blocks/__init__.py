@@ -19,6 +19,8 @@ from npbench.blocks.layers import (
     SelfAttention,
     TransformerLayer,
 )
+from npbench.blocks.located import Scales
+from npbench.blocks.places import Places
 from npbench.blocks.second_moments import SecondMoments
 
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "FunctionPosterior",
     "HistoryBlock",
     "LayerConfig",
+    "Places",
     "PreNorm",
     "QueryLayer",
+    "Scales",
     "SecondMoments",
     "SelfAttention",
     "TransformerLayer",

@@ -46,6 +46,21 @@ def load(checkpoint: Path) -> NeuralProcess:
         raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
 
 
+def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
+    """The same, of a model whose states are kept in files.
+
+    Raises:
+        InputError: as `load`, and if the model's state grows with its context.
+    """
+    model = load(checkpoint)
+    if model.state_class is None:
+        raise InputError(
+            f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files; "
+            f"condition and query take CMANP, LocatedCMANP, SecondMomentNP and their kin"
+        )
+    return model
+
+
 def _model(checkpoint: Path, kind: type[TrainingModule]) -> nn.Module:
     return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).model
 

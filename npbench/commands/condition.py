@@ -38,12 +38,7 @@ def run(args: Sequence[str]) -> None:
         names or given(f"--{key}", made_by.get(key)).split(",")
         for key, names in (("x", options.x), ("y", options.y))
     )
-    model = checkpoints.load(checkpoint).to(options.device)
-    if model.state_class is None:
-        raise InputError(
-            f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files; "
-            f"condition takes CMANP, SecondMomentNP and the models derived from them"
-        )
+    model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
     check_columns("y", y, model.dim_y)
     start = model.state_class.load(options.state, model) if options.state else None

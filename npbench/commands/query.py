@@ -7,7 +7,6 @@ from npbench.commands import checkpoints
 from npbench.commands.arguments import add_device, check_out, columns, given
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
-from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.models.contracts.state_files import read_notes
 from npbench.predictions import write_predictions
@@ -28,12 +27,8 @@ def run(args: Sequence[str]) -> None:
     checkpoint = checkpoints.of_state(notes, options.ckpt)
     check_out(options.out, options.targets, options.state, checkpoint)
     x = options.x or given("--x", notes.get("x")).split(",")
-    model = checkpoints.load(checkpoint).to(options.device)
+    model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
-    if model.state_class is None:
-        raise InputError(
-            f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files"
-        )
     state = model.state_class.load(options.state, model)
     targets = PointTable(options.targets, x)
     outputs = notes["y"].split(",") if "y" in notes else None

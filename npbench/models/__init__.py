@@ -9,6 +9,7 @@ from npbench.models.contracts import EventModel, EventState, NeuralProcess, Stat
 from npbench.models.eqtnp import EQTNP
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
+from npbench.models.located import LocatedCMANP, LocatedState
 from npbench.models.second_moment import (
     SampledFunctions,
     SecondMomentJointNP,
@@ -40,6 +41,8 @@ __all__ = [
     "CNPState",
     "EventModel",
     "EventState",
+    "LocatedCMANP",
+    "LocatedState",
     "NeuralProcess",
     "SampledFunctions",
     "SecondMomentJointNP",

@@ -1,9 +1,8 @@
 """SecondMomentNP: Bayesian regression from sums over the context, corrected by a network."""
 
 import math
-import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,17 +17,16 @@ from npbench.blocks.fourier import fourier_features
 from npbench.distributed import all_sum
 from npbench.errors import InputError
 from npbench.likelihoods import MixtureCorrection, NormalMixture, independent_normal
-from npbench.models.contracts import state_files
 from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import (
     Evaluation,
     Marginals,
     NeuralProcess,
-    State,
     merge_all,
     records_arguments,
 )
+from npbench.models.contracts.saved_state import SavedState
 from npbench.structure import TensorRecord
 
 # Without gradients so many points are absorbed, or targets predicted, at a time.
@@ -38,7 +36,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class SecondMomentState(State):
+class SecondMomentState(SavedState):
     """All that the model keeps of its context, at a size that does not depend on it.
 
     `moments` are the only tensors that ever see the points: what files hold, and what travels
@@ -64,40 +62,14 @@ class SecondMomentState(State):
             )
         return type(self)(mine.merge(theirs), posterior=None)
 
-    def save(
-        self, path: str | os.PathLike, model: "SecondMomentProcess | None" = None, **notes: str
-    ) -> None:
-        """Write the sums to a safetensors file: complete, or not at all.
-
-        Args:
-            path: the file, whose size the context does not change.
-            model: whose state it is; its fingerprint is written with it, for `load` to check.
-            notes: further facts to write into the file's metadata.
-        """
-        tensors = {f"moments.{name}": getattr(self.moments, name) for name in _MOMENTS}
-        state_files.write(path, tensors, model, notes)
+    def _tensors_to_save(self) -> dict[str, Tensor]:
+        return {f"moments.{name}": getattr(self.moments, name) for name in _MOMENTS}
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike, model: "SecondMomentProcess | None" = None
+    def _from_file(
+        cls, tensors: Mapping[str, Tensor], notes: Mapping[str, str]
     ) -> "SecondMomentState":
-        """Read a state that `save` has written, onto the model's device if one is given.
-
-        Args:
-            path: the file.
-            model: to be used with the state, and refused if it is not the one that made it.
-
-        Raises:
-            InputError: if the file is no saved state, or one of another model or other weights.
-        """
-        tensors = state_files.read(path, model)
-        try:
-            state = cls(SecondMoments(*(tensors[f"moments.{name}"] for name in _MOMENTS)), None)
-        except KeyError as error:
-            raise InputError(
-                f"{path} holds no sums, {error}: it is another model's state"
-            ) from error
-        return state if model is None else state.to(next(model.parameters()).device)
+        return cls(SecondMoments(*(tensors[f"moments.{name}"] for name in _MOMENTS)), None)
 
 
 _MOMENTS = ("products", "targets", "squares", "count")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from npbench import Task, models
+from npbench.blocks import Places, Scales
 from npbench.models import CMANP, NeuralProcess
 from npbench.structure import TensorRecord
 
@@ -33,9 +35,15 @@ _BLOCKS = _LAYERS | {"num_latents": 5, "num_block_latents": 4}
 _POOLED = {"dim_hidden": 16, "pre_depth": 3}
 _SAMPLED = {"num_samples": 6, "num_train_samples": 3}
 _MOMENTS = {"num_features": 6, "num_heads": 3}
+_LOCATED = {
+    "dim_model": 16, "num_heads": 2, "num_layers": 1, "dim_feedforward": 16,
+    "places": Places(-4.0, 4.0, number=9),
+    "scales": Scales(pack=(0.8, 0.8, 3.0), mix=(2.0, inf), query=(1.0, 4.0)),
+}  # fmt: skip
 SIZES = {
     "CMANP": _BLOCKS,
     "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
+    "LocatedCMANP": _LOCATED,
     "LBANP": _LAYERS | {"num_latents": 5},
     "LBANPND": _LAYERS | _JOINT | {"num_latents": 5},
     "EQTNP": _LAYERS,

@@ -24,7 +24,9 @@ from npbench.models.contracts.process import Evaluation, Marginals
 from npbench.task import Task
 
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
-CONSTANT = {"CMANP", "CMANPAND", "CNP", "NP", "SecondMomentNP", "SecondMomentJointNP"}
+CONSTANT = {
+    "CMANP", "CMANPAND", "LocatedCMANP", "SecondMomentNP", "SecondMomentJointNP", "CNP", "NP",
+}  # fmt: skip
 JOINTLY = {"CMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
 
@@ -243,7 +245,19 @@ def test_samples_are_draws_of_the_targets_values(name: str) -> None:
 
 # The others draw one block, one target or one function after another: see their own tests.
 @pytest.mark.parametrize(
-    "name", ["CMANP", "LBANP", "EQTNP", "TNPD", "CNP", "CANP", "LBANPND", "TNPND", *LOWRANK[1:]]
+    "name",
+    [
+        "CMANP",
+        "LocatedCMANP",
+        "LBANP",
+        "EQTNP",
+        "TNPD",
+        "CNP",
+        "CANP",
+        "LBANPND",
+        "TNPND",
+        *LOWRANK[1:],
+    ],
 )
 def test_samples_are_draws_from_query(name: str) -> None:
     model, task = small(name), task_of(target=2)

@@ -4,10 +4,10 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from npbench.models.contracts.inputs import Inputs, check_batch
 from npbench.models.contracts.points import Points
 from npbench.structure import TensorRecord
 from npbench.task import Task
+
+if TYPE_CHECKING:
+    from npbench.models.contracts.saved_state import SavedState
 
 AnyState = TypeVar("AnyState", bound="State")
 Part = TypeVar("Part", bound=TensorRecord)
@@ -63,17 +66,36 @@ class Evaluation(NamedTuple):
 
 
 def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold."""
+    """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold.
+
+    An argument that is a dataclass is kept as a dictionary of its fields, which JSON and a
+    checkpoint that runs no code can hold; where a dataclass is expected, `__init__` takes such a
+    dictionary too.
+    """
 
     @wraps(init)
     def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         bound = signature(init).bind(self, *args, **kwargs)
         bound.apply_defaults()
-        init(self, *args, **kwargs)
+        arguments = bound.arguments
+        for name, expected in get_type_hints(init).items():
+            if isinstance(arguments.get(name), dict) and (kind := _dataclass_of(expected)):
+                arguments[name] = kind(**arguments[name])
+        init(*bound.args, **bound.kwargs)
         # Bases record their arguments too; those of the outermost class come last, and stay.
-        self.hparams = {k: v for k, v in bound.arguments.items() if k != "self"}
+        self.hparams = {
+            name: asdict(value) if is_dataclass(value) else value
+            for name, value in arguments.items()
+            if name != "self"
+        }
 
     return recording
+
+
+def _dataclass_of(annotation: Any) -> type | None:
+    """The dataclass that an annotation is, or has as one of its alternatives."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
 class NeuralProcess(nn.Module, ABC):
@@ -98,7 +120,7 @@ class NeuralProcess(nn.Module, ABC):
     scores_jointly: ClassVar[bool] = False
     """Whether `log_likelihood` scores all targets together; its ceiling is then higher."""
 
-    state_class: ClassVar[type[State] | None] = None
+    state_class: ClassVar["type[SavedState] | None"] = None
     """The class of the model's states, if these are of constant size and have `save` and `load`."""
 
     def __init__(self, dim_x: int, dim_y: int) -> None:
