@@ -261,7 +261,7 @@ def test_mistakes_end_in_one_sentence(
         ({"state": bare, "ckpt": checkpoint, "x": "lat,lon"}, "was saved without its model"),
         ({"state": two}, "xt has 1 tasks, the state 2"),
         ({"ckpt": other}, "a state of another model, or of other weights"),
-        ({"ckpt": tnpd_checkpoint}, "a state of another model, or of other weights"),
+        ({"ckpt": tnpd_checkpoint}, "holds a TNPD, whose states are not kept in files"),
         ({"ckpt": data}, "points.parquet is damaged, or no checkpoint of npbench fit"),
         ({"ckpt": tmp_path / "none"}, "neither a checkpoint nor the folder of a run with one"),
         ({"x": "lat"}, "trained with dim_x=2; --x names 1 column(s): lat"),

@@ -168,7 +168,7 @@ def test_a_state_is_kept_in_a_file_of_its_sums(tmp_path: Path) -> None:
     assert sizes[0] == sizes[1] < 3000
     with pytest.raises(ValueError, match="another model, or of other weights"):
         SecondMomentState.load(path, model_of(num_features=4))
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match=r"holds the state of another model: it has no 'attention"):
         CMANPState.load(path)
 
 

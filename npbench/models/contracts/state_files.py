@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,8 @@ def _equal(value: Any, default: Any) -> bool:
     """Whether two arguments are the same to JSON, which knows no tuples, and 0 as 0.0."""
     if default is Parameter.empty:
         return False
+    # `records_arguments` keeps dataclasses as dictionaries.
+    default = asdict(default) if is_dataclass(default) else default
     return json.loads(json.dumps(value)) == json.loads(json.dumps(default))
 
 

@@ -33,7 +33,9 @@ from npbench.tables import PointTable
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
 # Of constant size, so that what there is of it on an error is worth keeping.
-POOLED = ["CMANP", "CMANPAND", "CNP", "NP"]
+POOLED = [
+    "CMANP", "CMANPAND", "LocatedCMANP", "SecondMomentNP", "SecondMomentJointNP", "CNP", "NP",
+]  # fmt: skip
 Chunk = tuple[np.ndarray, ...]
 
 
