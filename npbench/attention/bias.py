@@ -30,6 +30,8 @@ class Lengths(nn.Module):
         lengths: $\ell_h^0$ of each head, in the unit of x.
     """
 
+    initial_rates: Tensor
+
     def __init__(self, lengths: Sequence[float]) -> None:
         super().__init__()
         if not lengths or not all(length > 0 for length in lengths):

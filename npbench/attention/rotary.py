@@ -60,6 +60,8 @@ class Rotary(nn.Module):
         True
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim_x: int, dim_head: int, slowest: float, fastest: float) -> None:
         super().__init__()
         if dim_head % 2:

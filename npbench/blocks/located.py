@@ -247,6 +247,8 @@ class Pack(nn.Module):
         content: number of places that have queries, or None.
     """
 
+    offsets: Tensor
+
     def __init__(
         self,
         dim_x: int,

@@ -160,6 +160,10 @@ class Locations(nn.Module):
         margin: distance from the box beyond which an input is far outside.
     """
 
+    centre: Tensor
+    half_sides: Tensor
+    initial: Tensor
+
     def __init__(self, places: Places, dim_x: int, reach: float, margin: float) -> None:
         super().__init__()
         low, high, _ = places.box(dim_x)
