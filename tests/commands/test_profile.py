@@ -13,7 +13,9 @@ CONFIGS = [str(ROOT / f"configs/gp/{name}.yaml") for name in ("cnp", "tnpd")]
 def test_it_measures_the_models_of_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    sizes = ["--context-sizes", "1e2,10", "--num-targets", "20", "--device", "cpu"]
+    # A busy machine may take long over a small size, which would foretell too much of a larger one.
+    sizes = ["--context-sizes", "1e2,10", "--num-targets", "20", "--device", "cpu",
+             "--time-limit", "1e9"]  # fmt: skip
     assert main(["profile", "--config", *CONFIGS, *sizes, "--out", str(tmp_path)]) is None
     table = pd.read_csv(tmp_path / "profile.csv")
     assert len(table) == 2 * 2 * 4
@@ -42,7 +44,8 @@ def test_fields_of_the_models_can_be_set(tmp_path: Path) -> None:
 def test_it_measures_the_models_of_events(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Their context is the history."""
     config = ROOT / "configs/events/hawkes/thp.yaml"
-    sizes = ["--context-sizes", "10,100", "--device", "cpu", "--out", str(tmp_path)]
+    sizes = ["--context-sizes", "10,100", "--device", "cpu", "--out", str(tmp_path),
+             "--time-limit", "1e9"]  # fmt: skip
     main(["profile", "--config", str(config), *sizes, "--model.model.dim_model", "8"])
     table = pd.read_csv(tmp_path / "profile.csv")
     assert table["num_context"].tolist() == [10] * 4 + [100] * 4
