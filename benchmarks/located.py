@@ -106,7 +106,7 @@ def function(number: int) -> tuple[Tensor, Tensor]:
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    """The result, and the processor time of this process, which the work of others hardly changes."""
+    """The result, and the processor time that it took."""
     start = time.process_time()
     return work(), time.process_time() - start
 
