@@ -19,8 +19,8 @@ from npbench.blocks.layers import (
     SelfAttention,
     TransformerLayer,
 )
-from npbench.blocks.located import Scales
 from npbench.blocks.places import Places
+from npbench.blocks.scales import Scales
 from npbench.blocks.second_moments import SecondMoments
 
 __all__ = [

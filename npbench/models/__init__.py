@@ -10,6 +10,7 @@ from npbench.models.eqtnp import EQTNP
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
 from npbench.models.located import LocatedCMANP, LocatedState
+from npbench.models.locatedand import LocatedCMANPAND
 from npbench.models.second_moment import (
     SampledFunctions,
     SecondMomentJointNP,
@@ -42,6 +43,7 @@ __all__ = [
     "EventModel",
     "EventState",
     "LocatedCMANP",
+    "LocatedCMANPAND",
     "LocatedState",
     "NeuralProcess",
     "SampledFunctions",

@@ -2,21 +2,14 @@
 
 from typing import Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.distributions import Distribution
-
 from npbench.blocks import LayerConfig
-from npbench.errors import InputError
 from npbench.likelihoods import JointGaussian
-from npbench.models.cmanp import CMANP, CMANPState
-from npbench.models.contracts.joint import JointProcess, log_density
-from npbench.models.contracts.points import Points, take
-from npbench.models.contracts.process import Evaluation, Marginals, records_arguments
+from npbench.models.cmanp import CMANP
+from npbench.models.contracts.blockwise import BlockwiseProcess
+from npbench.models.contracts.process import records_arguments
 
 
-class CMANPAND(JointProcess, CMANP):
+class CMANPAND(BlockwiseProcess, CMANP):
     r"""Constant Memory Attentive Neural Process, Autoregressive Not-Diagonal.
 
     The encoder is CMANP's, and a block of targets is predicted jointly (see `JointGaussian`). The
@@ -92,57 +85,15 @@ class CMANPAND(JointProcess, CMANP):
             norm_residual=norm_residual,
             context_chunk_size=context_chunk_size,
         )
-        if block_size < 1:
-            raise InputError(f"block_size={block_size} must be 1 or more")
-        self.block_size = block_size
-        config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout)
-        self.head = JointGaussian(
-            config=config,
-            dim_y=dim_y,
-            covariance=covariance,
-            dim_projection=dim_projection,
-            num_std_layers=num_std_layers,
-            projection_depth=projection_depth,
-            bound_std=bound_std,
+        self._predict_jointly(
+            block_size,
+            JointGaussian(
+                config=LayerConfig(dim_model, num_heads, dim_feedforward, dropout),
+                dim_y=dim_y,
+                covariance=covariance,
+                dim_projection=dim_projection,
+                num_std_layers=num_std_layers,
+                projection_depth=projection_depth,
+                bound_std=bound_std,
+            ),
         )
-
-    def _query(self, state: CMANPState, xt: Tensor) -> Distribution:
-        return self.head(self._encode_targets(state, xt))
-
-    def _log_likelihood(self, state: CMANPState, targets: Points) -> Float[Tensor, "batch"]:
-        total, before = 0.0, None
-        for block in targets.packed().blocks(self.block_size):
-            if before is not None:
-                state = self._update(state, before)
-            total = total + log_density(self._joint(state, block), block)
-            before = block
-        return total / targets.count
-
-    def _evaluate(self, state: CMANPState, targets: Points) -> Evaluation:
-        log_likelihood = self._log_likelihood(state, targets)
-        return Evaluation(log_likelihood, *self._marginals(state, targets))
-
-    def _marginals(self, state: CMANPState, targets: Points) -> Marginals:
-        """Given the context alone; a deviation depends on the other targets of its block."""
-        moments = []
-        for block in targets.packed().blocks(self.block_size):
-            dist = self._joint(state, block)
-            moments.append(torch.stack([dist.mean, dist.stddev], dim=-1))
-        moments = torch.cat(moments, dim=1).unflatten(1, (-1, self.dim_y))
-        if targets.mask is not None:
-            moments = take(moments, torch.argsort(targets.real_first, dim=-1))
-        return Marginals(*moments.unbind(dim=-1))
-
-    def _sample(
-        self, state: CMANPState, xt: Tensor, num_samples: int
-    ) -> Float[Tensor, "samples batch target dim_y"]:
-        samples = xt.new_empty(num_samples, *xt.shape[:2], self.dim_y)
-        state = state.repeat(num_samples)
-        for start in range(0, xt.shape[1], self.block_size):
-            window = slice(start, start + self.block_size)
-            x = xt[:, window].repeat(num_samples, 1, 1)
-            y = self._query(state, x).sample().reshape(*x.shape[:2], self.dim_y).to(x.dtype)
-            samples[:, :, window] = y.unflatten(0, (num_samples, -1))
-            if window.stop < xt.shape[1]:
-                state = self._update(state, Points(x, y))
-        return samples

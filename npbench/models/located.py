@@ -12,16 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from npbench.attention import AttentionState
 from npbench.attention.rotary import Rotary
 from npbench.blocks.layers import LayerConfig
-from npbench.blocks.located import (
-    At,
-    LocatedDecoder,
-    LocatedMix,
-    Pack,
-    Scales,
-    near_first,
-    state_of,
-)
+from npbench.blocks.located import At, LocatedDecoder, LocatedMix
+from npbench.blocks.pack import Pack, near_first, state_of
 from npbench.blocks.places import Locations, Places, offsets
+from npbench.blocks.scales import Scales
 from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian
 from npbench.models.contracts.constant_memory import (
@@ -256,6 +250,7 @@ def check_places(mine: Places, other: Places, whose: str) -> None:
     """Refuse a state at other places, whose numbers mean something else."""
     if mine != other:
         raise InputError(
-            f"the state is at places from {mine.low} to {mine.high}, {whose} at places from "
-            f"{other.low} to {other.high}: condition again with model.on({other.low}, {other.high})"
+            f"the state is at {mine.number} places from {mine.low} to {mine.high}, {whose} at "
+            f"{other.number} places from {other.low} to {other.high}: condition again with "
+            f"model.on(low, high), to have all at the same"
         )

@@ -44,6 +44,7 @@ SIZES = {
     "CMANP": _BLOCKS,
     "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
     "LocatedCMANP": _LOCATED,
+    "LocatedCMANPAND": _LOCATED | _JOINT | {"block_size": 2},
     "LBANP": _LAYERS | {"num_latents": 5},
     "LBANPND": _LAYERS | _JOINT | {"num_latents": 5},
     "EQTNP": _LAYERS,

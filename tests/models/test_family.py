@@ -25,9 +25,10 @@ from npbench.task import Task
 
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
 CONSTANT = {
-    "CMANP", "CMANPAND", "LocatedCMANP", "SecondMomentNP", "SecondMomentJointNP", "CNP", "NP",
+    "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
+    "SecondMomentJointNP", "CNP", "NP",
 }  # fmt: skip
-JOINTLY = {"CMANPAND", "LBANPND", "TNPND"}
+JOINTLY = {"CMANPAND", "LocatedCMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
 
 every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK])
@@ -355,7 +356,14 @@ def test_only_some_likelihoods_depend_on_the_order_of_the_targets(name: str) -> 
     permuted = Task(task.xc, task.yc, task.xt[:, order], task.yt[:, order])
     likelihood, other = (seeded(model.log_likelihood, each) for each in (task, permuted))
     # Autoregressive, or cut by tril.
-    ordered = name in {"TNPA", "CMANPAND", "CMANPAND-lowrank", "LBANPND", "TNPND"}
+    ordered = name in {
+        "TNPA",
+        "CMANPAND",
+        "LocatedCMANPAND",
+        "CMANPAND-lowrank",
+        "LBANPND",
+        "TNPND",
+    }
     assert torch.allclose(likelihood, other, rtol=1e-9) != ordered
 
 

@@ -205,7 +205,7 @@ def test_states_of_different_places_do_not_mix() -> None:
     moved = model.on(8.0, 12.0)
     x, y = points(5)
     here, there = model.condition(x, y), moved.condition(x + 10, y)
-    message = r"the state is at places from \(8.0,\) to \(12.0,\).* places from \(-2.0,\) to"
+    message = r"at 12 places from \(8.0,\) to \(12.0,\), .* at 12 places from \(-2.0,\) to"
     with pytest.raises(ValueError, match=message):
         here.merge(there)
     for use in (
