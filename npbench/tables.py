@@ -69,7 +69,7 @@ class PointTable:
     ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
         """The same chunks with the rows that they are of: their `columns`, or all of them."""
         row = 0
-        for rows in self._read(columns):
+        for rows in self._batches(columns):
             rest = rows[max(0, self.skip - row) :]
             row += len(rows)
             if len(rest):
@@ -81,7 +81,7 @@ class PointTable:
         with self._open(columns=None) as file:
             return file.metadata.num_rows if isinstance(file, pa.parquet.ParquetFile) else None
 
-    def _read(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    def _batches(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         """All rows, `chunk_size` at a time however the file is laid out."""
         with self._open(columns) as file:
             if isinstance(file, pa.parquet.ParquetFile):
@@ -158,9 +158,9 @@ class PointTable:
                 )
             column[:] = array.cast(pa.float64(), safe=False).to_numpy()
             if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
-                place = int(usable.argmin())
+                index = int(usable.argmin())
                 raise InputError(
-                    f"column {name} of {self.path} is {column[place]} in row {start + place:,}; "
+                    f"column {name} of {self.path} is {column[index]} in row {start + index:,}; "
                     f"drop such rows"
                 )
         return values

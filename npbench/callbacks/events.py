@@ -181,8 +181,8 @@ def _exact_compensator(
 ) -> Tensor:
     """Sequences that end τ after each event of the stretch, as if the next event came then."""
     integrals = []
-    for place, until in zip(range(stretch.start, stretch.stop), tau):
-        history, marks = (z[row, : place + 1].repeat(len(until), 1)
+    for index, until in zip(range(stretch.start, stretch.stop), tau):
+        history, marks = (z[row, : index + 1].repeat(len(until), 1)
                           for z in (sequences.times, sequences.marks))  # fmt: skip
         times = torch.cat([history.double(), history[:, -1:] + until[:, None]], dim=-1)
         marks = torch.cat([marks, marks[:, -1:]], dim=-1)

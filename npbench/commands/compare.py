@@ -235,10 +235,10 @@ def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
         bins = pd.qcut(bins, _MOST_BINS, duplicates="drop")
     grouped = tasks.groupby(bins, observed=True)
     x = grouped["num_context"].mean()
-    for place, (name, row) in enumerate(table.iterrows()):
-        color = f"C{place % 10}"
+    for index, (name, row) in enumerate(table.iterrows()):
+        color = f"C{index % 10}"
         overall.errorbar(
-            row.log_likelihood, -place, xerr=2 * row.log_likelihood_stderr, fmt="o", color=color,
+            row.log_likelihood, -index, xerr=2 * row.log_likelihood_stderr, fmt="o", color=color,
             capsize=3,
         )  # fmt: skip
         by_size.plot(x, grouped[name].mean(), "o-", ms=3, color=color, label=str(name))
@@ -246,7 +246,7 @@ def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
         if column in tasks:
             overall.axvline(tasks[column].mean(), color=color, ls=style, lw=1)
             by_size.plot(x, grouped[column].mean(), color=color, ls=style, lw=1, label=column)
-    overall.set_yticks([-place for place in range(len(table))], [str(n) for n in table.index])
+    overall.set_yticks([-index for index in range(len(table))], [str(n) for n in table.index])
     overall.set_xlabel("log-likelihood per target")
     by_size.set_xlabel("context points")
     by_size.set_ylabel("log-likelihood per target")

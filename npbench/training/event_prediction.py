@@ -163,7 +163,7 @@ class EventPrediction(TrainingModule):
         """
         real = sequences.full_mask
         unknown = ~F.pad(sequences.predicted, (0, 1))[real].cpu().numpy()
-        sequence, place = real.nonzero().T
+        sequence, index = real.nonzero().T
 
         def column(values: Tensor) -> pa.Array:
             whole = values.shape == real.shape
@@ -172,7 +172,7 @@ class EventPrediction(TrainingModule):
 
         columns = {
             "sequence": sequence.cpu().numpy(),
-            "event": (place + 1).cpu().numpy(),
+            "event": (index + 1).cpu().numpy(),
             "time": column(sequences.times[:, 1:]),
             "interval": column(sequences.intervals),
             "interval_mean": column(prediction.mean),
