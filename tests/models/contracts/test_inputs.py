@@ -34,7 +34,8 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 
 # Of constant size, so that what there is of it on an error is worth keeping.
 POOLED = [
-    "CMANP", "CMANPAND", "LocatedCMANP", "SecondMomentNP", "SecondMomentJointNP", "CNP", "NP",
+    "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
+    "SecondMomentJointNP", "CNP", "NP",
 ]  # fmt: skip
 Chunk = tuple[np.ndarray, ...]
 
