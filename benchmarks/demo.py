@@ -1,10 +1,12 @@
-"""From nothing to a trained CMANP, beside a CNP trained as long, on a CPU in a few minutes.
+"""From nothing to four trained neural processes, on a CPU in a few minutes.
 
     python -m benchmarks.demo            # what `make demo` runs
     python -m benchmarks.demo --short    # the same path in about a minute, too short to learn much
 
-Both train at the same time, one core each, through `npbench fit`. Leaves in `demo/`: the two runs,
-`results.csv`, `predictions.png` (both models beside the exact Gaussian process) and `learning.png`.
+LocatedCMANP, SecondMomentNP, a small CMANP of the paper and a CNP train through `npbench fit`, two
+at a time, one core each. Leaves in `demo/`: the four runs, `results.csv`, `predictions.png` (three
+of them beside the exact Gaussian process), `learning.png`, and `absorbing.png`: what the trained
+LocatedCMANP makes of 50, 5,000 and 500,000 points on three times the range of its training.
 """
 
 import argparse
@@ -19,13 +21,18 @@ from pathlib import Path
 
 import lightning as L
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.scale import NoisyFunction
 from datamodules import GPDataModule
+from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS
 from npbench.callbacks.regression import posterior_figure
 from npbench.commands.tables import table_of
+from npbench.models import LocatedCMANP
+from npbench.models.contracts.process import evaluating
 from npbench.training import MetaRegression
 
 _OUT = Path("demo")
@@ -36,6 +43,8 @@ _COLUMNS = {
     "coverage_50": "50 %",
     "coverage_95": "95 %",
 }
+_CORES = 2
+_GRID = 256  # draws of hyper-parameters; see `GPDataModule`
 
 
 @dataclass
@@ -46,19 +55,19 @@ class Run:
     config: str
     max_steps: int
     steps_per_epoch: int
+    options: tuple[str, ...] = ()
     minutes: float = 0.0
 
-    def start(self) -> None:
+    def start(self, shows_progress: bool) -> None:
         command = [sys.executable, "-m", "npbench", "fit", "--config", self.config]
         command += ["--trainer.max_steps", str(self.max_steps)]
         command += ["--data.steps_per_epoch", str(self.steps_per_epoch)]
         command += ["--data.num_val_tasks", "640", "--trainer.enable_model_summary", "false"]
-        command += ["--trainer.default_root_dir", str(self.folder.parent)]
+        command += ["--trainer.default_root_dir", str(self.folder.parent), *self.options]
         shutil.rmtree(self.folder.parent, ignore_errors=True)
         self.folder.parent.mkdir(parents=True)
         self.started = time.monotonic()
-        # The first run shows its progress; the other's goes into a file.
-        log = None if self.name == "CMANP" else (self.folder.parent / "output.txt").open("w")
+        log = None if shows_progress else (self.folder.parent / "output.txt").open("w")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -79,13 +88,19 @@ def main() -> None:
     short = parser.parse_args().short
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+    # The curriculum of the small CMANP takes half of its run.
+    curriculum = ("--data.curriculum.init_args.num_batches", "100" if short else "1500")
     runs = [
-        Run("CMANP", "configs/gp/cmanp-small.yaml", *((200, 100) if short else (5000, 500))),
-        Run("CNP", "configs/gp/cnp.yaml", *((1000, 500) if short else (20_000, 2000))),
-    ]
+        Run("LocatedCMANP", "configs/gp/located.yaml", *((200, 100) if short else (3000, 500))),
+        Run("SecondMomentNP", "configs/gp/second-moment.yaml",
+            *((200, 100) if short else (3500, 500))),
+        Run("CMANP", "configs/gp/cmanp-small.yaml", *((200, 100) if short else (3000, 500)),
+            curriculum),
+        Run("CNP", "configs/gp/cnp.yaml", *((500, 250) if short else (6000, 1000))),
+    ]  # fmt: skip
     console = Console()
-    console.print("Training CMANP and CNP side by side, one core each …")
-    train(runs)
+    console.print(f"Training {', '.join(run.name for run in runs)}, two at a time …")
+    train(runs, console)
 
     data = GPDataModule(num_test_tasks=320 if short else 4800)
     modules = [
@@ -105,60 +120,115 @@ def main() -> None:
         )
     pd.DataFrame(results).to_csv(_OUT / "results.csv", index=False)
 
+    models = {run.name: module.model for run, module in zip(runs, modules)}
+    shown = [models[name] for name in ("LocatedCMANP", "SecondMomentNP", "CMANP")]
     tasks = [data.figure_task(index) for index in range(3)]
-    posterior_figure([module.model for module in modules], tasks).savefig(_OUT / "predictions.png")
-    ceiling = results[0]["log_likelihood"] + results[0]["gap"]
-    draw_learning(runs, ceiling)
+    posterior_figure(shown, tasks).savefig(_OUT / "predictions.png")
+    exact = results[0]["log_likelihood"] + results[0]["gap"]
+    unknown = cost_of_not_knowing(num_tasks=16 if short else 640)
+    draw_learning(runs, exact, exact - unknown)
+    draw_absorbing(models["LocatedCMANP"], sizes=(50, 500) if short else (50, 5000, 500_000))
     console.print(table(results))
     console.print(
         f"Log-likelihood in nats per target, ± standard error over the same "
-        f"{data.num_test_tasks:,} test tasks; gap to the exact Gaussian process, which scores "
-        f"{ceiling:.3f}; coverage of the central 50 and 95 % intervals."
+        f"{data.num_test_tasks:,} test tasks; gap to the exact Gaussian process, which knows each "
+        f"task's kernel and scores {exact:.3f}; whoever knows only how kernels are drawn can reach "
+        f"about {exact - unknown:.3f}. Coverage of the central 50 and 95 % intervals."
     )
     console.print(
-        f"Figures: {_OUT}/predictions.png, {_OUT}/learning.png; table: {_OUT}/results.csv"
+        f"Figures: {_OUT}/predictions.png, {_OUT}/learning.png, {_OUT}/absorbing.png; table: "
+        f"{_OUT}/results.csv"
     )
 
 
-def train(runs: list[Run]) -> None:
-    """Train all at once; if one fails, or on Ctrl-C, stop the others."""
-    for run in runs:
-        run.start()
+def train(runs: list[Run], console: Console) -> None:
+    """Train all, so many at a time as there are cores; if one fails, or on Ctrl-C, stop all."""
+    waiting, running = list(runs), []
     try:
-        running = list(runs)
-        while running:
+        while waiting or running:
+            while waiting and len(running) < _CORES:
+                run = waiting.pop(0)
+                run.start(shows_progress=run is runs[0])
+                running.append(run)
             time.sleep(0.2)
             for run in [run for run in running if run.process.poll() is not None]:
                 run.minutes = (time.monotonic() - run.started) / 60
                 running.remove(run)
                 if run.process.returncode:
                     raise SystemExit(f"training {run.name} failed; see {run.folder.parent}")
+                console.print(f"{run.name}: {run.max_steps:,} steps in {run.minutes:.1f} minutes")
     finally:
-        for run in runs:
+        for run in running:
             run.process.terminate()
+
+
+def cost_of_not_knowing(num_tasks: int) -> float:
+    """How many nats per target the best prediction that knows only the priors is below the exact
+    Gaussian process, on the first test tasks."""
+    tasks = GPDataModule(num_test_tasks=num_tasks, bayes_grid=_GRID).test_dataloader()
+    differences = [task.exact.log_likelihood - task.bayes.log_likelihood for task in tasks]
+    return float(torch.cat(differences).mean())
 
 
 def table(results: list[dict]) -> Table:
     result = table_of(["model", "steps", "min", *_COLUMNS.values()])
     for row in results:
-        values = [f"{row[name]:.3f}" for name in _COLUMNS]
+        values = [
+            f"{row[name]:.0%}" if name.startswith("coverage") else f"{row[name]:.3f}"
+            for name in _COLUMNS
+        ]
         values[0] += f" ± {row['log_likelihood_stderr']:.3f}"
         counts = [f"{row['steps']:,}", f"{row['minutes']:.1f}"]
         result.add_row(row["model"], *counts, *values)
     return result
 
 
-def draw_learning(runs: list[Run], ceiling: float) -> None:
+def draw_learning(runs: list[Run], exact: float, attainable: float) -> None:
+    """Log-likelihoods against minutes of training, with both ceilings."""
     figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
     axis = figure.subplots()
     for run in runs:
         curve = run.curve
         axis.plot(curve.index * run.minutes, curve, marker=".", label=run.name)
-    axis.axhline(ceiling, color="black", lw=0.8, ls="--", label="exact Gaussian process")
+    axis.axhline(exact, color="black", lw=0.8, ls="--", label="exact Gaussian process")
+    axis.axhline(attainable, color="grey", lw=0.8, ls=":", label="best without its kernel")
     axis.set(xlabel="minutes of training", ylabel="log-likelihood per target (nats)")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(_OUT / "learning.png")
+
+
+def draw_absorbing(model: LocatedCMANP, sizes: tuple[int, ...]) -> None:
+    """What one trained model makes of more and more points on three times its range."""
+    low, high = -6.0, 6.0
+    wide = model.on(low, high)
+    figure = Figure(figsize=(9.6, 2.2 * len(sizes)), layout="constrained", dpi=110)
+    axes = figure.subplots(len(sizes), sharex=True, sharey=True, squeeze=False)[:, 0]
+    x = torch.linspace(low, high, 600)[None, :, None]
+    for axis, size in zip(axes, sizes):
+        function = NoisyFunction(0.4, 0.7, 0.02, low, high, seed=0)
+        start = time.perf_counter()
+        with evaluating(wide):
+            state = wide.condition(function.chunks(size))
+            seconds = time.perf_counter() - start
+            mean, std = (z[0, :, 0] for z in wide.marginals(state, x))
+        rmse = (mean - function.true(x)[0, :, 0]).square().mean().sqrt()
+        grid = x[0, :, 0]
+        axis.fill_between(grid, mean - 2 * std, mean + 2 * std, alpha=0.25, color=MODEL_COLORS[0])
+        axis.plot(grid, mean, color=MODEL_COLORS[0], label="LocatedCMANP, mean ± 2 std")
+        axis.plot(grid, function.true(x)[0, :, 0], "--", color=EXACT_COLOR, label="the function")
+        if size <= 50:
+            points = NoisyFunction(0.4, 0.7, 0.02, low, high, seed=0).draw(size)
+            axis.plot(*(z[0, :, 0] for z in points), "k.", ms=4, label="points")
+        axis.axvspan(-2, 2, color="black", alpha=0.05, lw=0)
+        axis.set_title(
+            f"{size:,} points in {seconds:.2f} s; state of {state.nbytes / 1024:.0f} KiB; RMSE "
+            f"{rmse:.4f}", fontsize=9,
+        )  # fmt: skip
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=7, loc="upper right")
+    axes[-1].set_xlabel("x (trained on the grey range)")
+    figure.savefig(_OUT / "absorbing.png")
 
 
 if __name__ == "__main__":

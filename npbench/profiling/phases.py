@@ -116,11 +116,10 @@ class PointPhases(Phases[State]):
         generator = torch.Generator(self.device).manual_seed(0)
 
         def points(number: int) -> tuple[Tensor, Tensor]:
-            x, y = (
-                torch.randn(1, number, dim, device=self.device, generator=generator)
-                for dim in (model.dim_x, model.dim_y)
-            )
-            return x, y
+            # These inputs lie within the range of most models' training.
+            options = {"device": self.device, "generator": generator}
+            x = 2 * torch.rand(1, number, model.dim_x, **options) - 1
+            return x, torch.randn(1, number, model.dim_y, **options)
 
         self.context, self.targets = points(num_context), points(num_targets)
         self.new = points(num_new)
