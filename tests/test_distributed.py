@@ -423,6 +423,24 @@ def test_second_moments_of_all_ranks_are_summed() -> None:
 
 
 @on_every_rank
+def test_located_latents_of_all_ranks_merge() -> None:
+    """Equal, unequal and empty shards; predictions, and gradients averaged over ranks."""
+    task = task_of(torch.float64)
+    for shard in shards(13):
+        model = small("LocatedCMANP").train()
+        at_once = model.condition(task.xc, task.yc)
+        state = model.all_merge(model.condition(task.xc[:, shard], task.yc[:, shard]))
+        assert state.places == at_once.places
+        gradients = []
+        for each in (state, at_once):
+            model.zero_grad()
+            (-model.query(each, task.xt).log_prob(task.yt).mean()).backward()
+            gradients.append(gradients_of(model))
+        assert_same_prediction(model.query(state, task.xt), model.query(at_once, task.xt), 1e-9)
+        assert_close(mean_over_ranks(gradients[0]), gradients[1], 1e-8)
+
+
+@on_every_rank
 def test_a_sum_takes_one_collective_whose_size_the_context_does_not_change() -> None:
     model, calls = small("SecondMomentNP"), []
     for number in (13, 130):

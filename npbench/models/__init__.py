@@ -6,17 +6,13 @@ from npbench.models.cmanpand import CMANPAND
 from npbench.models.cmhp import CMHP, CMHPState
 from npbench.models.conditional import CANP, CNP, CNPState
 from npbench.models.contracts import EventModel, EventState, NeuralProcess, State
+from npbench.models.contracts.second_moment import SampledFunctions, SecondMomentState
 from npbench.models.eqtnp import EQTNP
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
 from npbench.models.located import LocatedCMANP, LocatedState
 from npbench.models.locatedand import LocatedCMANPAND
-from npbench.models.second_moment import (
-    SampledFunctions,
-    SecondMomentJointNP,
-    SecondMomentNP,
-    SecondMomentState,
-)
+from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from npbench import Task
 from npbench.blocks import FunctionPosterior, WeightPosterior
 from npbench.models import CMANPState, SecondMomentJointNP, SecondMomentNP, SecondMomentState
-from npbench.models.second_moment import SecondMomentProcess
+from npbench.models.contracts.second_moment import SecondMomentProcess
 
 BOTH = pytest.mark.parametrize("name", ["SecondMomentNP", "SecondMomentJointNP"])
 
@@ -153,8 +153,8 @@ def test_the_solve_is_cached_in_the_state(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(torch.linalg, "cholesky", None)
         monkeypatch.setattr(torch.linalg, "solve_triangular", None)
         xt, _ = random_points(1, 5, dtype=torch.float64)
-        model.query(state, xt)
-        model.sample_functions(state)(xt)
+        assert model.query(state, xt).mean.shape == xt.shape
+        assert model.sample_functions(state)(xt).shape == (1, *xt.shape)
 
 
 def test_a_state_is_kept_in_a_file_of_its_sums(tmp_path: Path) -> None:
