@@ -131,10 +131,9 @@ class _SumGradients(torch.autograd.Function):
 def _all_gather(
     values: Shaped[Tensor, "*shape"], group: dist.ProcessGroup | None
 ) -> Shaped[Tensor, "ranks *shape"]:
-    world_size = dist.get_world_size(group)
-    gathered = values.new_empty(world_size * values.numel())
-    dist.all_gather_into_tensor(gathered, values.flatten(), group=group)
-    return gathered.view(world_size, *values.shape)
+    gathered = values.new_empty(dist.get_world_size(group), *values.shape)
+    dist.all_gather(list(gathered), values.contiguous(), group=group)
+    return gathered
 
 
 def _rank(group: dist.ProcessGroup | None) -> int:
