@@ -1,9 +1,10 @@
 """The best prediction without knowing a task's kernel: Bayes over the kernel's hyper-parameters."""
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 from torch.distributions import Normal
@@ -18,45 +19,42 @@ from npbench.task import Bayes
 _MATRICES = 2048
 # Draws from which the quantiles of the priors are taken.
 _PRIOR_DRAWS = 2**16
-# Shares of the draws that must count, as effective sample size: for a task to be done, and among
-# the tempered weights near which the next ones are drawn.
-_ENOUGH, _TEMPERED = 0.25, 0.1
-# Where fewer of the first draws than this count, there are so many times as many first draws.
-_LOST, _MORE = 4.0, 8
+# So many times as many draws from the priors come first, as a posterior may be narrow.
+_MORE = 8
+# Share of the draws that must still count after a step of the power, as effective sample size.
+_ENOUGH = 0.5
+# Moves of all draws at each power, and most powers.
+_MOVES, _MOST_ROUNDS = 2, 100
 
 
 class BayesianCeiling:
     r"""The posterior predictive of Gaussian-process tasks whose hyper-parameters θ are not known.
 
-    $$p(y_t \mid y_c) = \sum_i w_i\, p(y_t \mid y_c, \theta_i), \qquad
-      w_i \propto \frac{p(y_c \mid \theta_i)\, p(\theta_i)}{q(\theta_i)}, \qquad \sum_i w_i = 1$$
+    $$p(y_t \mid y_c) = \frac{1}{G} \sum_{i=1}^G p(y_t \mid y_c, \theta_i), \qquad
+      \theta_i \sim p(\theta \mid y_c)$$
 
-    No model that knows only the priors does better on average. At first the θ are quasi-random
-    draws from the priors, and 8 times as many for a task where next to none of them has weight, as
-    with a period. Where few have weight, they are drawn anew from
-    $q(\theta) = \sum_i v_i\, \mathrm{box}(\theta - \theta_i)$ in the cube of the priors'
-    quantiles, round by round: v are the weights, tempered until a tenth of them counts, and the
-    boxes are as wide as their spread in each dimension. A task keeps the round whose weights have
-    the largest effective sample size, and is done when that is a quarter of all. Hyper-parameters
-    are taken to be independent of each other, as GPyTorch's priors are. The answer to a task does
-    not depend on which others it is computed with.
+    No model that knows only the priors does better on average. The θ come from sequential Monte
+    Carlo: they are drawn from the priors, and then follow the densities
+    $p(\theta)\, p(y_c \mid \theta)^\beta$ as the power β rises from 0 to 1, by steps after which
+    half of them still count. At each step they are resampled, and moved by Metropolis steps along
+    the difference of two others, which finds the scale of every mode by itself: a period's
+    posterior may be thousands of times narrower than its prior. Hyper-parameters are taken to be
+    independent of each other, as GPyTorch's priors are. The answer to a task does not depend on
+    which others it is computed with.
 
     Draws that miss a part of the posterior give too low a ceiling, never one too high on average.
-    Lengths and scales are found with 256 draws; a period, whose posterior may be thousands of
-    times narrower than its prior, often is not found with 1,024.
+    128 suffice for lengths and scales, 256 for periods.
 
     Args:
         kernel: with its priors.
         noise_std: of the observations, which is known.
-        num_points: number G of draws of θ in each round.
-        num_rounds: most rounds after the first.
+        num_points: number G of draws of θ.
 
-    Source: Cappé, Guillin, Marin and Robert, *Population Monte Carlo*, 2004.
+    Sources: Del Moral, Doucet and Jasra, *Sequential Monte Carlo samplers*, 2006; ter Braak, *A
+    Markov chain Monte Carlo version of the genetic algorithm differential evolution*, 2006.
     """
 
-    def __init__(
-        self, kernel: RandomKernel, noise_std: float, num_points: int, num_rounds: int = 12
-    ) -> None:
+    def __init__(self, kernel: RandomKernel, noise_std: float, num_points: int) -> None:
         at_least_one(num_points=num_points)
         self.kernel = kernel
         self.noise_std = noise_std
@@ -70,7 +68,6 @@ class BayesianCeiling:
             self._dim = table.shape[-1]
             engine = torch.quasirandom.SobolEngine(max(1, self._dim), scramble=True, seed=0)
             self._first = engine.draw(_MORE * num_points).double()[:, : self._dim]
-            self._jitter = torch.rand(num_rounds, num_points, self._dim, dtype=torch.float64)
 
     @torch.no_grad()
     def __call__(self, draw: GPDraw) -> Bayes:
@@ -81,39 +78,83 @@ class BayesianCeiling:
 
     def _answer(self, draw: GPDraw) -> Bayes:
         y = draw.factor(self.kernel, self.noise_std) @ draw.white
-        theta = best = self._first[: self.num_points].expand(len(draw), -1, -1)
-        evidence = self._log_evidence(draw, y, theta)
-        log_weight = best_weight = evidence.log_softmax(dim=-1)
-        if self._dim and (lost := _sample_size(log_weight) < _LOST).any():
-            theta = self._first.expand(len(draw), -1, -1)
-            parts = theta.split(self.num_points, dim=1)[1:]
-            more = torch.cat([self._log_evidence(draw, y, part) for part in parts], dim=-1)
-            more = more.masked_fill(~lost[:, None], -torch.inf)
-            log_weight = torch.cat([evidence, more], dim=-1).log_softmax(dim=-1)
-        for jitter in self._jitter:
-            missing = _sample_size(best_weight) < _ENOUGH * self.num_points
-            if not (missing.any() and self._dim):
+        theta = self._posterior(draw, y) if self._dim else self._first[:1].expand(len(draw), -1, -1)
+        equal = torch.zeros(theta.shape[:2], dtype=y.dtype).log_softmax(dim=-1)
+        return _scores(draw, y, self._factor(draw.x, theta), equal)
+
+    def _posterior(
+        self, draw: GPDraw, y: Float[Tensor, "batch points dim_y"]
+    ) -> Float[Tensor, "batch draws dim"]:
+        """Draws of θ given each task's context, as quantiles of the priors."""
+        context = slice(int(draw.num_context.max()))
+        x, y, is_context = draw.x[:, context], y[:, context], draw.is_context[:, context]
+
+        def log_evidence(theta: Tensor) -> Tensor:
+            return self._log_evidence(x, y, is_context, theta)
+
+        theta = self._first.expand(len(draw), -1, -1)
+        evidence = torch.cat([log_evidence(z) for z in theta.split(self.num_points, 1)], dim=-1)
+        power = evidence.new_zeros(len(draw), 1)
+        # Every task meets the same random numbers, whichever others it is computed with.
+        random = torch.Generator().manual_seed(self.num_points)
+        for round_ in range(_MOST_ROUNDS):
+            going = power < 1
+            if not going.any():
                 break
-            theta, log_density = _proposals(theta, log_weight, jitter)
-            evidence = self._log_evidence(draw, y, theta)
-            log_weight = (evidence - log_density).log_softmax(dim=-1)
-            better = missing & (_sample_size(log_weight) > _sample_size(best_weight))
-            best = theta.where(better[:, None, None], best)
-            best_weight = log_weight.where(better[:, None], best_weight)
-        return _scores(draw, y, self._factor(draw, best), best_weight)
+            step = _step(power, evidence, _ENOUGH * self.num_points)
+            power = torch.where(step < 1 - power, power + step, 1.0)
+            index = _resampled((step * evidence).softmax(dim=-1), self.num_points, random)
+            new = theta.gather(1, index[..., None].expand(-1, -1, self._dim))
+            value = evidence.gather(1, index)
+            for _ in range(_MOVES if self.num_points > 1 else 0):
+                new, value = self._moved(new, value, power, log_evidence, random)
+            if round_:  # before, there are more draws, and no task has come to its end
+                new, value = new.where(going[..., None], theta), value.where(going, evidence)
+            theta, evidence = new, value
+        return theta
+
+    def _moved(
+        self,
+        theta: Float[Tensor, "batch draws dim"],
+        evidence: Float[Tensor, "batch draws"],
+        power: Float[Tensor, "batch 1"],
+        log_evidence: Callable[[Tensor], Tensor],
+        random: torch.Generator,
+    ) -> tuple[Float[Tensor, "batch draws dim"], Float[Tensor, "batch draws"]]:
+        """One Metropolis step of each draw: of one half along differences in the other, in turn."""
+        halves, values = list(theta.tensor_split(2, dim=1)), list(evidence.tensor_split(2, dim=1))
+        for mine, others in ((0, 1), (1, 0)):
+            own, other = halves[mine], halves[others]
+            number = own.shape[1]
+            first, second = torch.randint(other.shape[1], (2, number), generator=random)
+            scale = torch.rand(number, 1, generator=random, dtype=own.dtype)
+            scale = 2.38 * (2 * self._dim) ** -0.5 * 10 ** (1.1 * scale - 1)
+            jitter = 1e-6 * torch.randn(number, self._dim, generator=random, dtype=own.dtype)
+            new = own + scale * (other[:, first] - other[:, second]) + jitter
+            new = (1 - (1 - new.abs()).abs()).clamp(0, 1)  # mirrored at the faces of the cube
+            value = log_evidence(new)
+            chance = torch.rand(number, generator=random, dtype=own.dtype).log()
+            accepted = chance < power * (value - values[mine])
+            halves[mine] = new.where(accepted[..., None], own)
+            values[mine] = value.where(accepted, values[mine])
+        return torch.cat(halves, dim=1), torch.cat(values, dim=1)
 
     def _log_evidence(
-        self, draw: GPDraw, y: Tensor, theta: Float[Tensor, "batch grid dim"]
-    ) -> Float[Tensor, "batch grid"]:
+        self,
+        x: Float[Tensor, "batch points dim_x"],
+        y: Float[Tensor, "batch points dim_y"],
+        is_context: Bool[Tensor, "batch points"],
+        theta: Float[Tensor, "batch draws dim"],
+    ) -> Float[Tensor, "batch draws"]:
         """$\\log p(y_c \\mid \\theta)$."""
-        log_density = _log_densities(self._factor(draw, theta), y)[0]
-        return log_density.masked_fill(~draw.is_context[:, None], 0.0).sum(dim=-1)
+        log_density = _log_densities(self._factor(x, theta), y)[0]
+        return log_density.masked_fill(~is_context[:, None], 0.0).sum(dim=-1)
 
     def _factor(
-        self, draw: GPDraw, theta: Float[Tensor, "batch grid dim"]
-    ) -> Float[Tensor, "batch grid points points"]:
+        self, x: Float[Tensor, "batch points dim_x"], theta: Float[Tensor, "batch draws dim"]
+    ) -> Float[Tensor, "batch draws points points"]:
         """The Cholesky factors of the covariances, with hyper-parameters at these quantiles."""
-        x = draw.x.double().repeat_interleave(theta.shape[1], dim=0)
+        x = x.double().repeat_interleave(theta.shape[1], dim=0)
         covariance = self.kernel.covariance(x, self._hyperparameters(theta.flatten(0, 1)))
         covariance.diagonal(dim1=-2, dim2=-1).add_(self.noise_std**2)
         return psd_safe_cholesky(covariance).unflatten(0, theta.shape[:2])
@@ -127,52 +168,36 @@ class BayesianCeiling:
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self._shapes)]
 
 
-def _sample_size(log_weight: Float[Tensor, "batch grid"]) -> Float[Tensor, "batch"]:
+def _sample_size(log_weight: Float[Tensor, "batch draws"]) -> Float[Tensor, "batch 1"]:
     """The effective sample size of weights that sum to 1."""
-    return (-(2 * log_weight).logsumexp(dim=-1)).exp()
+    return (-(2 * log_weight).logsumexp(dim=-1, keepdim=True)).exp()
 
 
-def _tempered(
-    log_weight: Float[Tensor, "batch grid"], at_least: float
-) -> Float[Tensor, "batch grid"]:
-    """Weights to the largest power up to 1 at which so many of them count, by bisection."""
-    low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
-    power = high
+def _step(
+    power: Float[Tensor, "batch 1"], evidence: Float[Tensor, "batch draws"], at_least: float
+) -> Float[Tensor, "batch 1"]:
+    """By how much the power may rise, up to 1, for so many draws still to count: by bisection."""
+    low, high = torch.zeros_like(power), 1 - power
+    step = high
     for _ in range(50):
-        size = _sample_size((power * log_weight).log_softmax(dim=-1))[:, None]
-        enough = size >= at_least
-        low, high = power.where(enough, low), high.where(enough, power)
-        power = (low + high) / 2
-    return (power * log_weight).softmax(dim=-1)
+        enough = _sample_size((step * evidence).log_softmax(dim=-1)) >= at_least
+        low, high = step.where(enough, low), high.where(enough, step)
+        step = torch.where(low == high, high, (low + high) / 2)
+    return high
 
 
-def _proposals(
-    theta: Float[Tensor, "batch grid dim"],
-    log_weight: Float[Tensor, "batch grid"],
-    jitter: Float[Tensor, "draws dim"],
-) -> tuple[Float[Tensor, "batch draws dim"], Float[Tensor, "batch draws"]]:
-    """Draws near those with weight, mirrored at the faces of the cube, and their log-density."""
-    weight = _tempered(log_weight, _TEMPERED * len(jitter))
-    mean = (weight[..., None] * theta).sum(dim=1, keepdim=True)
-    half_width = (weight[..., None] * (theta - mean).square()).sum(dim=1).sqrt().clamp(1e-6, 0.5)
-    level = (torch.arange(len(jitter), dtype=weight.dtype) + 0.5) / len(jitter)
-    index = torch.searchsorted(weight.cumsum(-1), level.expand(len(weight), -1).contiguous())
-    index = index.clamp(max=theta.shape[1] - 1)[..., None].expand(-1, -1, theta.shape[-1])
-    new = theta.gather(1, index) + half_width[:, None] * (2 * jitter - 1)
-    new = 1 - (1 - new.abs()).abs()
-    # A draw comes from a box, or from the mirror image of one.
-    inside = torch.ones((), dtype=weight.dtype)
-    for i in range(theta.shape[-1]):
-        own, other, width = new[:, :, None, i], theta[:, None, :, i], half_width[:, None, None, i]
-        images = (own, -own, 2 - own)
-        inside = inside * sum(((image - other).abs() <= width).double() for image in images)
-    density = (inside * weight[:, None, :]).sum(dim=-1)
-    return new, density.log() - (2 * half_width).log().sum(dim=-1, keepdim=True)
+def _resampled(
+    weight: Float[Tensor, "batch draws"], number: int, random: torch.Generator
+) -> Int[Tensor, "batch number"]:
+    """Indices of draws, each as often as its weight says to within one, in random order."""
+    level = (torch.randperm(number, generator=random) + 0.5) / number
+    levels = level.to(weight.dtype).expand(len(weight), -1).contiguous()
+    return torch.searchsorted(weight.cumsum(dim=-1), levels).clamp(max=weight.shape[1] - 1)
 
 
 def _log_densities(
-    factor: Float[Tensor, "batch grid points points"], y: Float[Tensor, "batch points dim_y"]
-) -> tuple[Float[Tensor, "batch grid points"], Float[Tensor, "batch grid points dim_y"]]:
+    factor: Float[Tensor, "batch draws points points"], y: Float[Tensor, "batch points dim_y"]
+) -> tuple[Float[Tensor, "batch draws points"], Float[Tensor, "batch draws points dim_y"]]:
     """Each point's log-density given those before it, summed over outputs; and the white noise."""
     y = y[:, None].expand(-1, factor.shape[1], -1, -1)
     white = torch.linalg.solve_triangular(factor, y, upper=False)
@@ -183,8 +208,8 @@ def _log_densities(
 def _scores(
     draw: GPDraw,
     y: Float[Tensor, "batch points dim_y"],
-    factor: Float[Tensor, "batch grid points points"],
-    log_weight: Float[Tensor, "batch grid"],
+    factor: Float[Tensor, "batch draws points points"],
+    log_weight: Float[Tensor, "batch draws"],
 ) -> Bayes:
     """The four log-likelihoods per target."""
     is_target, num_target = draw.is_target, draw.num_target

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from gpytorch.kernels import RBFKernel, ScaleKernel
+from gpytorch.kernels import PeriodicKernel, RBFKernel, ScaleKernel
 from gpytorch.priors import UniformPrior
 from helpers import assert_close, assert_same_record
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from datamodules import GPDataModule
-from datamodules.bayes import BayesianCeiling, _proposals
+from datamodules.bayes import BayesianCeiling, _scores, _step
 from datamodules.gaussian_process import GPDraw, realise
 from datamodules.kernels import RandomKernel, SquaredUniformPrior
 
@@ -79,52 +79,66 @@ def by_the_textbook(task: GPDraw, y: Tensor, lengths: Tensor, scales: Tensor) ->
     return [each, gaussian, (log_weight + joint).logsumexp(0) / m, joint_gaussian]
 
 
-def test_the_ceiling_is_that_of_the_textbook() -> None:
+def test_the_scores_are_those_of_the_textbook() -> None:
     kernel = RandomKernel(wide_rbf())
     draw = draws_of(kernel)
-    ceiling = BayesianCeiling(kernel, 0.05, num_points=16, num_rounds=0)
-    scales, lengths = (z.flatten() for z in ceiling._hyperparameters(ceiling._first[:16]))
+    ceiling = BayesianCeiling(kernel, 0.05, num_points=16)
+    theta = ceiling._first[:16].expand(3, -1, -1)
+    scales, lengths = (z.flatten() for z in ceiling._hyperparameters(theta[0]))
     y = draw.factor(kernel, 0.05) @ draw.white
-    bayes = ceiling(draw)
+    weight = ceiling._log_evidence(draw.x, y, draw.is_context, theta).log_softmax(dim=-1)
+    bayes = _scores(draw, y, ceiling._factor(draw.x, theta), weight)
     for i in range(3):
         expected = by_the_textbook(draw[i : i + 1], y[i : i + 1], lengths, scales)
         for mine, value in zip(bayes.tensors(), expected, strict=True):
             assert mine[i].item() == pytest.approx(value.item(), abs=1e-5)
 
 
-def test_rounds_make_few_draws_as_good_as_many() -> None:
-    """Where the context says much, so that few draws from the priors are near the truth."""
-    kernel = RandomKernel(wide_rbf())
-    draw = GPDraw(
-        num_context=torch.full([8], 40),
-        num_target=torch.full([8], 9),
-        x=4 * torch.rand(8, 49, 1, dtype=torch.float64) - 2,
-        hyperparameters=kernel.draw(8),
-        white=torch.randn(8, 49, 1, dtype=torch.float64),
+def wide_tasks(kernel: RandomKernel, batch: int, num_context: int) -> GPDraw:
+    return GPDraw(
+        num_context=torch.full([batch], num_context),
+        num_target=torch.full([batch], 9),
+        x=4 * torch.rand(batch, num_context + 9, 1, dtype=torch.float64) - 2,
+        hyperparameters=kernel.draw(batch),
+        white=torch.randn(batch, num_context + 9, 1, dtype=torch.float64),
         outliers=None,
     )
-    many = BayesianCeiling(kernel, 0.02, num_points=1024, num_rounds=0)(draw)
-    errors = []
-    for rounds in (0, 5):
-        few = BayesianCeiling(kernel, 0.02, num_points=32, num_rounds=rounds)(draw)
-        errors.append((few.log_likelihood - many.log_likelihood).abs().mean().item())
-    assert errors[1] < 0.6 * errors[0]
-    assert errors[1] < 0.02
 
 
-def test_proposals_have_the_density_that_is_said() -> None:
-    """The weighted mean of any function is that under the uniform law of the cube."""
-    first = torch.quasirandom.SobolEngine(2, scramble=True, seed=1).draw(256).double()[None]
-    log_weight = (-((first - 0.2).square().sum(-1)) / 0.1).log_softmax(-1)
-    new, log_density = _proposals(first, log_weight, torch.rand(256, 2).double())
-    assert (new >= 0).all()
-    assert (new <= 1).all()
+@pytest.mark.parametrize("num_context", [3, 40])
+def test_the_draws_are_as_good_as_many_weighted_ones_from_the_priors(num_context: int) -> None:
+    kernel = RandomKernel(wide_rbf())
+    draw = wide_tasks(kernel, 8, num_context)
+    ceiling = BayesianCeiling(kernel, 0.02, num_points=128)
+    y = draw.factor(kernel, 0.02) @ draw.white
+    theta = ceiling._first.expand(8, -1, -1)
+    weight = ceiling._log_evidence(draw.x, y, draw.is_context, theta).log_softmax(dim=-1)
+    expected = _scores(draw, y, ceiling._factor(draw.x, theta), weight).log_likelihood
+    errors = ceiling(draw).log_likelihood - expected
+    assert errors.mean().abs() < 0.04
+    assert errors.abs().max() < 0.25
 
-    def integral(function: Tensor, log_density: Tensor) -> float:
-        return (function * (-log_density).exp()).mean().item()
 
-    inside = ((new - 0.25).abs() < 0.2).all(-1).double()
-    assert integral(inside, log_density) == pytest.approx(0.16, rel=0.15)
+def test_a_period_is_found() -> None:
+    """Where the context says much, the ceiling is near the exact answer."""
+    kernel = RandomKernel(
+        PeriodicKernel(
+            period_length_prior=UniformPrior(0.1, 0.5),
+            lengthscale_prior=SquaredUniformPrior(0.3, 0.6),
+        )
+    )
+    draw = wide_tasks(kernel, 6, 40)
+    exact = realise(kernel, draw, 0.02, with_exact=True).exact
+    bayes = BayesianCeiling(kernel, 0.02, num_points=128)(draw)
+    assert (exact.log_likelihood - bayes.log_likelihood).mean() < 0.2
+
+
+def test_the_power_rises_as_far_as_half_of_the_draws_count() -> None:
+    evidence = torch.tensor([[0.0, -1.0, -50.0, -80.0], [0.0, -0.1, -0.2, -0.1]]).double()
+    step = _step(torch.zeros(2, 1).double(), evidence, 2.0)
+    assert step[1] == 1.0
+    weight = (step * evidence).softmax(dim=-1)
+    assert (1 / weight.square().sum(-1))[0].item() == pytest.approx(2.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kernel", ["wide", "none"])
@@ -154,7 +168,7 @@ def test_without_a_grid_there_is_no_ceiling() -> None:
 
 
 def test_the_ceiling_is_below_the_exact_answer_on_average() -> None:
-    task = GPDataModule(bayes_grid=64).evaluation_batch(range(96))
+    task = GPDataModule(bayes_grid=32).evaluation_batch(range(96))
     loss = task.exact.log_likelihood - task.bayes.log_likelihood
     assert 0.01 < loss.mean() < 0.15
     joint = task.exact.joint_log_likelihood - task.bayes.joint_log_likelihood

@@ -72,7 +72,7 @@ def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str
             na_values=[""],
             skip_blank_lines=False,
             low_memory=False,
-            # Every digit of a time counts: the quick way of older versions of pandas loses the last.
+            # The quick way of older versions of pandas loses the last digit of a time.
             float_precision="round_trip",
         )
     except (ValueError, OSError, EOFError, zlib.error) as error:
