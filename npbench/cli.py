@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
-from npbench.commands import compare, condition, import_official, profile, query
+from npbench.commands import compare, condition, import_official, profile, query, start
+from npbench.commands.sections import check_values
 from npbench.errors import InputError
 from npbench.messages import explain, options_of, quieten, refuse
 from npbench.training.lightning_parts import TrainerCommands
@@ -36,7 +37,9 @@ Models of event sequences are trained, tested and asked for predictions by the s
 
 Each run writes to a new folder RUN below trainer.default_root_dir: its configuration, metrics (CSV
 and TensorBoard), figures and checkpoints. A run that was cut off goes on exactly where it was with
-  npbench fit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt"""
+  npbench fit --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+and another one, on other data or with another optimiser, begins with its weights by
+  npbench fit --config CONFIG --init_from RUN"""
 
 _SUBCOMMANDS = {
     "fit": "Train a model, with validation.",
@@ -72,14 +75,22 @@ class NPBenchCLI(TrainerCommands):
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
         self.describe(_SUBCOMMANDS)
+        self.accept_options_of_each_other()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_argument(
+            "--init_from", type=str | None, default=None, metavar="CKPT",
+            help="fit: begin a new run with the weights of a checkpoint, or of a run's best one",
+        )  # fmt: skip
 
     def before_instantiate_classes(self) -> None:
         options = self.config[self.subcommand]
+        start.check(self.subcommand, options)
+        for section in ("model", "data"):
+            check_values(options.get(section), section)
         if options.get("weights_only", True) is None:
             # Lightning's default would let a checkpoint run code.
             options["weights_only"] = True
@@ -90,6 +101,10 @@ class NPBenchCLI(TrainerCommands):
             super().instantiate_classes()
         except ValueError as error:
             raise InputError(str(error)) from error
+
+    def before_fit(self) -> None:
+        if path := self.setting("init_from"):
+            start.load_weights(self.model, path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.setting("trainer.logger") in (None, True):
@@ -106,6 +121,9 @@ class NPBenchCLI(TrainerCommands):
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that a user can mend ends in one sentence and exit code 1."""
     quieten()
+    # Class paths may name modules of the working folder; those that are installed come first.
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)
     command, *rest = (sys.argv[1:] if args is None else args) or [""]
     try:
         if command in _COMMANDS:

@@ -33,3 +33,10 @@ class ChunkError(InputError):
         super().__init__(f"chunk {number}: {reason}")
         self.number = number
         self.state: TensorRecord | None = None
+
+
+class DataWarning(UserWarning):
+    """What was given can be used, and is likely not what was meant.
+
+    The command line prints it in one sentence, once.
+    """

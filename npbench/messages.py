@@ -1,6 +1,7 @@
 """What the user is told: one sentence in place of an argument parser's report, and no noise."""
 
 import difflib
+import inspect
 import logging
 import re
 import shlex
@@ -10,11 +11,17 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import NoReturn
 
+from npbench.errors import DataWarning
+
+_PYTHON_S_FORMAT = warnings.formatwarning
 # These lines of jsonargparse tell how it searched, not what is wrong.
 _NOISE = re.compile(
     r"Does not validate against any|^Subtypes:|^Errors:|Expected a <class 'NoneType'>|"
     r"^Given value"
 )
+# So Python reports a class that a module has not, and a module that is not there.
+_NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 # So it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
@@ -38,9 +45,24 @@ def explain(report: str, options: Sequence[str] = ()) -> str:
     if match := _UNKNOWN.search(sentence):
         name = next(group for group in match.groups() if group).removeprefix("--")
         known = [option.removeprefix("--") for option in options]
-        if close := difflib.get_close_matches(name, known, n=1):
-            sentence += f"; did you mean {close[0]}?"
+        sentence += _suggestion(name, [other for other in known if other != name])
+    elif match := _NO_CLASS.search(sentence):
+        module, name = match.groups()
+        classes = inspect.getmembers(sys.modules.get(module), inspect.isclass)
+        sentence += _suggestion(name, [each for each, _ in classes], f"{module}.")
+    elif match := _NO_MODULE.search(sentence):
+        package, _, _ = match[1].partition(".")
+        if package not in sys.modules:
+            sentence += (
+                f"; modules are looked for in the working folder, in PYTHONPATH and among what is "
+                f"installed: change to the folder that holds {package}, or add it to PYTHONPATH"
+            )
     return sentence
+
+
+def _suggestion(name: str, known: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def refuse(report: str, options: Sequence[str], command: str) -> NoReturn:
@@ -83,6 +105,19 @@ class CommandParser(ArgumentParser):
         refuse(message, options_of(self), self.prog)
 
 
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """How a warning is shown: one about the data in one line, others as Python shows them."""
+    if issubclass(category, DataWarning):
+        return f"npbench: warning: {message}\n"
+    return _PYTHON_S_FORMAT(message, category, filename, lineno, line)
+
+
 def quieten() -> None:
     """Leave out Lightning's advertisements, and warnings that no user can do anything about."""
     for message in (
@@ -96,5 +131,6 @@ def quieten() -> None:
         ".*infer the batch indices fetched.*",
     ):
         warnings.filterwarnings("ignore", message)
+    warnings.formatwarning = _format_warning
     advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())

@@ -43,7 +43,7 @@ class PointTable:
     Raises:
         InputError: while iterating: on a column that is not there or does not hold numbers, and on
             a value that is missing, NaN, infinite or too large for float32, whose row is named (the
-            first row is 0).
+            first row is 1).
 
     Example:
         >>> weather = PointTable("weather.parquet", x=["lat", "lon"], y=["temperature"])
@@ -108,9 +108,14 @@ class PointTable:
             with self._open_parquet() if form == "parquet" else self._open_csv(columns) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
-            # Arrow counts the lines of a CSV file, from 1.
-            reason = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 2:,}", str(error))
+            # Arrow counts the lines of a CSV file, and the header is the first.
+            reason = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 1:,}", str(error))
             raise InputError(f"{self.path} cannot be read: {reason}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.path} names its columns in another encoding than UTF-8 ({error}); save it "
+                f"in UTF-8"
+            ) from error
 
     def _open_parquet(self) -> pyarrow.parquet.ParquetFile:
         # Without a buffer, or reading ahead, whole row groups or the whole file would be in memory.
@@ -152,7 +157,7 @@ class PointTable:
         for column, name in zip(values.T, names, strict=True):
             array = rows.column(name)
             if array.null_count:
-                row = start + pc.index(array.is_null(), True).as_py()
+                row = start + pc.index(array.is_null(), True).as_py() + 1
                 raise InputError(
                     f"column {name} of {self.path} has no value in row {row:,}; drop such rows"
                 )
@@ -160,8 +165,8 @@ class PointTable:
             if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
                 index = int(usable.argmin())
                 raise InputError(
-                    f"column {name} of {self.path} is {column[index]} in row {start + index:,}; "
-                    f"drop such rows"
+                    f"column {name} of {self.path} is {column[index]} in row "
+                    f"{start + index + 1:,}; drop such rows"
                 )
         return values
 

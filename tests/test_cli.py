@@ -52,6 +52,10 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
         (["fit", *SMALL, "--ckpt_path", "no.ckpt"], "no.ckpt"),
         (["test", *SMALL, "--ckpt_path", "no.ckpt"], "no.ckpt"),
         (["fit", *SMALL, "--model.model", "npbench.models.NoModel"], "no attribute 'NoModel'"),
+        (["fit", *SMALL, "--model.model", "npbench.models.CMAPN"], "mean npbench.models.CMANP?"),
+        (["fit", *SMALL, "--model.model", "mine.Model"], "change to the folder that holds mine, "),
+        (["fit", *SMALL, "--data.batch_size", "null"], "data.batch_size is null, and takes a value "
+         "of type int; leave it out for its default"),
     ],
     ids=lambda value: value[-2] if isinstance(value, list) and len(value) > 1 else None,
 )  # fmt: skip
@@ -130,6 +134,21 @@ def test_fit_test_and_predict_leave_their_files(tmp_path: Path) -> None:
     main(["predict", "--config", str(run / "config.yaml"), "--ckpt_path", best,
           "--predictions.path", str(out)])  # fmt: skip
     assert pd.read_parquet(out)["task"].nunique() == 16
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_class_paths_may_name_modules_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_alone.py").write_text("from npbench.models import CNP as MyModel\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    model = ["--model.model", "mine_alone.MyModel", "--model.model.dim_x", "1",
+             "--model.model.dim_y", "1"]  # fmt: skip
+    options = ["--config", CONFIG, "--data.num_val_tasks", "4", "--trainer.callbacks", "null"]
+    main(["fit", *options, *model, "--trainer.default_root_dir", str(tmp_path),
+          "--trainer.max_steps", "1", "--trainer.accelerator", "cpu"])  # fmt: skip
+    assert (tmp_path / "version_0/checkpoints/last.ckpt").is_file()
 
 
 def losses(run: Path) -> pd.Series:

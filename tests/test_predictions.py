@@ -107,11 +107,11 @@ def test_the_model_is_asked_a_chunk_at_a_time(
     [
         (
             lambda points: points.assign(lat=points["lat"].where(points.index != 19)),
-            "column lat of .* (is nan|has no value) in row 19; drop such rows",
+            "column lat of .* (is nan|has no value) in row 20; drop such rows",
         ),
         (
             lambda points: points.assign(lat=points["lat"].where(points.index != 19, np.inf)),
-            "column lat of .* is inf in row 19; drop such rows",
+            "column lat of .* is inf in row 20; drop such rows",
         ),
         (lambda points: points.assign(y0_std=1.0), r"targets.* has a column y0_std already"),
         (lambda points: points[:0], r"targets.* has no rows to predict at"),

@@ -183,10 +183,10 @@ def spoilt(rows: int, row: int, value: object) -> list:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (spoilt(30, 21, None), "column b of .* has no value in row 21; drop such rows"),
-        (spoilt(30, 21, float("nan")), "column b of .* (is nan|has no value) in row 21; drop such"),
-        (spoilt(30, 29, float("inf")), "column b of .* is inf in row 29; drop such rows"),
-        (spoilt(30, 18, -1e300), r"column b of .* is -1e\+300 in row 18; drop such rows"),
+        (spoilt(30, 21, None), "column b of .* has no value in row 22; drop such rows"),
+        (spoilt(30, 21, float("nan")), "column b of .* (is nan|has no value) in row 22; drop such"),
+        (spoilt(30, 29, float("inf")), "column b of .* is inf in row 30; drop such rows"),
+        (spoilt(30, 18, -1e300), r"column b of .* is -1e\+300 in row 19; drop such rows"),
     ],
 )
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
@@ -206,13 +206,13 @@ def test_a_value_that_is_no_number_is_named_by_column_and_row(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,two", "points.csv cannot be read: .*row 1,234: .*invalid value 'two'"),
-        ("1,2020-01-01", "row 1,234: .*invalid value '2020-01-01'"),
-        ("1,true", "row 1,234: .*invalid value 'true'"),
-        ('1,"1,5"', "row 1,234: .*invalid value '1,5'"),
-        ("1", "row 1,234: Expected 2 columns, got 1"),
-        ("1,2,3", "row 1,234: Expected 2 columns, got 3"),
-        ("1,", "column b of .* has no value in row 1,234"),
+        ("1,two", "points.csv cannot be read: .*row 1,235: .*invalid value 'two'"),
+        ("1,2020-01-01", "row 1,235: .*invalid value '2020-01-01'"),
+        ("1,true", "row 1,235: .*invalid value 'true'"),
+        ('1,"1,5"', "row 1,235: .*invalid value '1,5'"),
+        ("1", "row 1,235: Expected 2 columns, got 1"),
+        ("1,2,3", "row 1,235: Expected 2 columns, got 3"),
+        ("1,", "column b of .* has no value in row 1,235"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named_after_all_chunks_before(
@@ -241,6 +241,13 @@ def test_columns_without_numbers_are_refused(values: list, kind: str, tmp_path: 
     path = write(tmp_path / "points.parquet", {"a": [1.0, 2.0], "b": values})
     with pytest.raises(ValueError, match=f"column b of .* holds {kind}.* values, not numbers"):
         values_of(PointTable(path, ["a"], ["b"]))
+
+
+def test_a_header_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_bytes("a,Höhe\n1,2\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"points.csv names its columns in another .* in UTF-8$"):
+        values_of(PointTable(path, ["a"], ["a"]))
 
 
 @pytest.mark.parametrize("ask", [PointTable.num_rows, values_of])

@@ -5,13 +5,15 @@ import json
 from collections.abc import Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from npbench.errors import InputError
 from npbench.messages import explain
+from npbench.training.class_paths import class_at
 
 Section = TypeVar("Section")
 
@@ -50,10 +52,34 @@ def instantiate(
         parsed = parser.parse_args([f"--{name}={json.dumps(section)}", *options])
     except argparse.ArgumentError as error:
         raise InputError(explain(str(error), fields)) from error
+    check_values(parsed[name], name)
     try:
         return parser.instantiate_classes(parsed)[name]
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def check_values(section: Any, name: str) -> None:
+    """Refuse null for fields that are numbers, texts or flags, which the parser lets pass.
+
+    Args:
+        section: the parsed section of a configuration.
+        name: what the command line calls it.
+
+    Raises:
+        InputError: if there is one; names it.
+    """
+    if not isinstance(section, Namespace) or not section.get("init_args"):
+        return
+    kind = class_at(section["class_path"])
+    expected = {} if kind is None else get_type_hints(kind.__init__)
+    for field, value in vars(section["init_args"]).items():
+        if value is None and expected.get(field) in (int, float, str, bool):
+            raise InputError(
+                f"{name}.{field} is null, and takes a value of type {expected[field].__name__}; "
+                f"leave it out for its default"
+            )
+        check_values(value, f"{name}.{field}")
 
 
 def _fields(section: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import lightning as L
 import pyarrow as pa
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import Metric
@@ -14,7 +15,12 @@ from torchmetrics import Metric
 from npbench.errors import InputError
 from npbench.structure import TensorRecord
 from npbench.training.class_paths import class_at, public_path
-from npbench.training.lightning_parts import is_rebuilt_from_paths, rebuild_from_paths
+from npbench.training.gradients import GradientCheck, OnNonFinite
+from npbench.training.lightning_parts import (
+    is_rebuilt_from_paths,
+    rebuild_from_paths,
+    scales_gradients,
+)
 
 # Differing weights that a message names.
 _NAMED_WEIGHTS = 3
@@ -33,6 +39,8 @@ class TrainingModule(L.LightningModule, ABC):
             (`ReduceLROnPlateau`, Lightning's, after each validation); None: as `decay` says.
         decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
         warmup_steps: steps over which the learning rate rises linearly before either.
+        on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
+            warning, or "raise" an error. Weights are never made of it.
     """
 
     monitor: ClassVar[str]
@@ -54,6 +62,7 @@ class TrainingModule(L.LightningModule, ABC):
         lr_scheduler: LRSchedulerCallable | None,
         decay: Literal["cosine", "linear"],
         warmup_steps: int,
+        on_nonfinite: OnNonFinite,
     ) -> None:
         super().__init__()
         if decay not in ("cosine", "linear"):
@@ -65,6 +74,8 @@ class TrainingModule(L.LightningModule, ABC):
         self.lr_scheduler = lr_scheduler
         self.decay = decay
         self.warmup_steps = warmup_steps
+        self.is_resuming = False
+        self._gradients = GradientCheck(on_nonfinite)
         self._save_hyperparameters()
         self.train_metrics, self.val_metrics, self.test_metrics = (self.metrics() for _ in range(3))
         self.named_test_metrics = nn.ModuleDict()
@@ -76,6 +87,9 @@ class TrainingModule(L.LightningModule, ABC):
     @abstractmethod
     def prediction_table(self, batch: Any, prediction: Any) -> pa.Table:
         """What `predict_step` gave, row by row; the first column numbers the batch from 0."""
+
+    def on_train_start(self) -> None:
+        self.is_resuming = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check(batch)
@@ -131,6 +145,16 @@ class TrainingModule(L.LightningModule, ABC):
                 add_dataloader_idx=False,
             )
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Scaled gradients overflow as a matter of course, which their scaler sees to.
+        taken = scales_gradients(self.trainer) or self._gradients.passes(
+            self.parameters(), self.trainer.global_step
+        )
+        self._end_step(taken)
+
+    def _end_step(self, taken: bool) -> None:
+        """Called before each step of the optimiser, which is taken or skipped."""
+
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.optimizer(self.model.parameters())
@@ -163,12 +187,33 @@ class TrainingModule(L.LightningModule, ABC):
         )
         return SequentialLR(scheduler.optimizer, [warmup, scheduler], [self.warmup_steps])
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what data the run is on: it can go on with no other."""
+        if self.trainer.datamodule is not None:
+            checkpoint["data"] = public_path(type(self.trainer.datamodule))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
+        """Refuse a checkpoint of another model, and to go on with a run on other data.
 
         Raises:
-            InputError: if its parameters are not this model's; says how the two differ.
+            InputError: if its parameters are not this model's (it says how the two differ), or if
+                a run that trains is on another kind of data.
         """
+        self._check_parameters(checkpoint)
+        trainer = self._trainer
+        self.is_resuming = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        there = checkpoint.get("data")
+        if not self.is_resuming or there is None or trainer.datamodule is None:
+            return
+        kind = type(trainer.datamodule)
+        if there != (here := public_path(kind)) and class_at(there) is not kind:
+            raise InputError(
+                f"the checkpoint is of a run on {there}, and this run's data is {here}: a run goes "
+                f"on with its own data only. To begin a new run with its weights, give --init_from "
+                f"CKPT in place of --ckpt_path CKPT, or load_from_checkpoint in Python"
+            )
+
+    def _check_parameters(self, checkpoint: dict[str, Any]) -> None:
         mine, theirs = (
             {name: list(value.shape) for name, value in state.items()}
             for state in (self.state_dict(), checkpoint["state_dict"])

@@ -6,8 +6,9 @@ import sys
 def public_path(cls: type) -> str:
     """The path by which a checkpoint names a class, such as `npbench.models.CMANP`.
 
-    For a class of npbench it is the shortest package that has the class under its name, so that
-    modules may be split and renamed; for any other class it is the module that defines it.
+    For a class of npbench or of its data modules it is the shortest package that has the class
+    under its name, so that modules may be split and renamed; for any other class it is the module
+    that defines it.
 
     Example:
         >>> from npbench.models.cmanp import CMANP
@@ -16,7 +17,7 @@ def public_path(cls: type) -> str:
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
     package, *inner = cls.__module__.split(".")
-    if package != "npbench":
+    if package not in ("npbench", "datamodules"):
         return path
     packages = (".".join([package, *inner[:depth]]) for depth in range(len(inner)))
     public = (f"{name}.{cls.__qualname__}" for name in packages)

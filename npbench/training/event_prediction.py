@@ -22,6 +22,7 @@ from npbench.offers import (
     Vocabulary,
 )
 from npbench.training.base import TrainingModule
+from npbench.training.gradients import OnNonFinite
 
 
 class EventForecast(NamedTuple):
@@ -65,6 +66,8 @@ class EventPrediction(TrainingModule):
             the learning rate does.
         decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
         warmup_steps: steps over which the learning rate rises linearly before either.
+        on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
+            warning, or "raise" an error. Weights are never made of it.
 
     Raises:
         InputError: when a run starts, if the data module's `num_marks` is another.
@@ -90,8 +93,9 @@ class EventPrediction(TrainingModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
+        on_nonfinite: OnNonFinite = "skip",
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps)
+        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
         self.vocabulary: Vocabulary | None = None
 
     def forward(self, sequences: EventSequences) -> NextEvent:
@@ -107,6 +111,7 @@ class EventPrediction(TrainingModule):
             self.model.set_time_scale(statistics.mean, statistics.log_mean, statistics.log_std)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["vocabulary"] = self.vocabulary
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

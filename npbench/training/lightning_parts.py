@@ -9,6 +9,7 @@ training. `npbench.messages` leaves the tips out of the log `lightning.pytorch.u
 """
 
 import logging
+from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningCLI
 
+from npbench.errors import InputError
 from npbench.files import whole_file
 
 
@@ -52,6 +54,14 @@ def save_untrained(module: L.LightningModule, path: Path) -> None:
         trainer.save_checkpoint(unfinished, weights_only=False)  # so that `fit` takes it too
 
 
+def scales_gradients(trainer: L.Trainer) -> bool:
+    """Whether the trainer's precision scales gradients, and skips steps in which they overflow.
+
+    `trainer.precision_plugin` then has a `scaler`.
+    """
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
 def precision_of(trainer: L.Trainer) -> AbstractContextManager[None]:
     """A context in which a model computes in the trainer's precision, as within its steps.
 
@@ -65,11 +75,28 @@ class ShortProgressBar(RichProgressBar):
     """Rich's progress bar with three digits after the point, and epochs that are not numbered.
 
     The theme is documented by an example alone. `_get_train_description` makes "Epoch 3/-2" where
-    the number of epochs is not bounded.
+    the number of epochs is not bounded, and `total_train_batches` is what the bar counts to.
     """
 
     def __init__(self) -> None:
         super().__init__(theme=RichProgressBarTheme(metrics_format=".3f"))
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """The batches of the epoch, which the last step of the run may cut short.
+
+        Lightning takes the steps that are left of the run for those of the epoch, which a resumed
+        run has begun before. `batch_progress.current.ready` batches of it have begun: one too many
+        where a run goes on from a checkpoint of the end of training.
+        """
+        trainer = self.trainer
+        begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        total = max(trainer.num_training_batches, begun)
+        if trainer.max_steps <= 0:
+            return total
+        accumulated = trainer.accumulate_grad_batches
+        left = (trainer.max_steps - trainer.global_step) * accumulated - begun % accumulated
+        return min(total, begun + left)
 
     def _get_train_description(self, current_epoch: int) -> str:
         description = super()._get_train_description(current_epoch)
@@ -89,6 +116,40 @@ class TrainerCommands(LightningCLI):
             parser.description = commands[name]
         for choice in self.parser._subcommands_action._choices_actions:
             choice.help = commands[choice.dest]
+
+    def accept_options_of_each_other(self) -> None:
+        """Let every command take the configuration of a run of every other.
+
+        A run's `config.yaml` has the arguments of its command too, such as `verbose` of `test`,
+        which `predict` does not have: it parses and ignores them.
+        """
+        methods = {
+            name: [f"--{option}" for option in self._subcommand_method_arguments[name]]
+            for name in self._subcommand_parsers
+        }
+        for parser in self._subcommand_parsers.values():
+            for option in {option for options in methods.values() for option in options}:
+                if option not in parser._option_string_actions:
+                    parser.add_argument(option, type=Any, default=SUPPRESS, help=SUPPRESS)
+
+    def fit(self, ckpt_path: str | None = None, **options: Any) -> None:
+        """Train; where a checkpoint cannot be resumed from, say what to do instead.
+
+        LightningCLI calls the method that has a command's name, if there is one, in place of the
+        trainer's.
+
+        Raises:
+            InputError: if the trainer cannot take up the state of the checkpoint.
+        """
+        try:
+            self.trainer.fit(ckpt_path=ckpt_path, **options)
+        except (RuntimeError, ValueError, KeyError) as error:
+            if isinstance(error, InputError) or not getattr(self.model, "is_resuming", False):
+                raise
+            raise InputError(
+                f"{ckpt_path} cannot be resumed from with this configuration ({error}); "
+                f"--init_from {ckpt_path} begins a new run with its weights alone"
+            ) from error
 
     def setting(self, key: str) -> Any:
         """The value of the command that runs, such as of "trainer.logger"; None if it has none.

@@ -13,6 +13,7 @@ from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
 from npbench.task import Task
 from npbench.training.base import TrainingModule
+from npbench.training.gradients import OnNonFinite
 
 
 class MetaRegression(TrainingModule):
@@ -35,6 +36,8 @@ class MetaRegression(TrainingModule):
             the learning rate does.
         decay: how the learning rate falls to 0 over the run, "cosine" or "linear".
         warmup_steps: steps over which the learning rate rises linearly before either.
+        on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
+            warning, or "raise" an error. Weights are never made of it.
 
     Example:
         >>> import lightning as L
@@ -57,8 +60,9 @@ class MetaRegression(TrainingModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
+        on_nonfinite: OnNonFinite = "skip",
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps)
+        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
 
     def forward(self, task: Task) -> torch.distributions.Distribution:
         return self.model(task.xc, task.yc, task.xt, task.context_mask)

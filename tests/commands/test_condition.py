@@ -516,7 +516,7 @@ def test_a_row_that_cannot_be_read_is_mended_and_the_same_command_goes_on(
     write(points, data)
     message = error_of(capsys, data, out, checkpoint)
     assert message == (
-        f"npbench: error: column lon of {data} is inf in row 437; drop such rows; the state of "
+        f"npbench: error: column lon of {data} is inf in row 438; drop such rows; the state of "
         f"the first 400 rows is kept in {partial}: the same command goes on from there"
     )
     assert not out.exists()
@@ -563,7 +563,7 @@ def test_a_line_that_is_no_row_is_named(
     lines[1 + 19_000] = "1.0,unknown,2.0"
     data.write_text("\n".join(lines))
     message = error_of(capsys, data, out, checkpoint)
-    assert "row 19,000: CSV conversion error to double: invalid value 'unknown'" in message
+    assert "row 19,001: CSV conversion error to double: invalid value 'unknown'" in message
     assert f"rows is kept in {partial}" in message
     assert int(read_notes(partial)["rows"]) > 10_000
 
@@ -612,9 +612,9 @@ def spoilt(values: object) -> pd.DataFrame:
         (spoilt([True] * 30), "column t of .* holds bool values, not numbers"),
         (spoilt(pd.date_range("2020", periods=30)), "column t of .* holds timestamp.* not numbers"),
         (spoilt([None] * 30), "column t of .* holds null values, not numbers"),
-        (spoilt([1.0] * 9 + [None] * 21), "column t of .* has no value in row 9; drop such rows"),
-        (spoilt([1.0] * 9 + [-np.inf] * 21), "column t of .* is -inf in row 9; drop such rows"),
-        (spoilt([1.0] * 9 + [-1.5e308] * 21), r"column t of .* is -1\.5e\+308 in row 9"),
+        (spoilt([1.0] * 9 + [None] * 21), "column t of .* has no value in row 10; drop such rows"),
+        (spoilt([1.0] * 9 + [-np.inf] * 21), "column t of .* is -inf in row 10; drop such rows"),
+        (spoilt([1.0] * 9 + [-1.5e308] * 21), r"column t of .* is -1\.5e\+308 in row 10"),
         (frame(0), "points.parquet has no rows"),
     ],
     ids=["missing", "text", "booleans", "dates", "empty", "null", "infinite", "nodata", "no rows"],

@@ -271,7 +271,7 @@ def test_mistakes_end_in_one_sentence(
         ({"targets": folder}, "there is no file"),
         ({"targets": header}, "header.csv has no rows to predict at"),
         ({"targets": void}, "void.csv cannot be read: Empty CSV file"),
-        ({"targets": nan}, "nan.csv has no value in row 7; drop such rows"),
+        ({"targets": nan}, "nan.csv has no value in row 8; drop such rows"),
         ({"targets": text}, "string values, not numbers"),
         ({"targets": answered}, "answered.parquet has a column t_mean already"),
         ({"targets": nested}, "out.csv cannot be written: Unsupported Type:list"),

@@ -151,10 +151,11 @@ class Inputs:
         """The values as a tensor of the model's type, with 0 wherever the mask says so."""
         tensor = self._converted(name, value) if isinstance(value, np.ndarray) else value
         if tensor.dtype != self.dtype:
-            raise InputError(
-                f"{name} is {tensor.dtype}, the model {self.dtype}; convert one: "
-                f"{name}.to({self.dtype}) or model.to({tensor.dtype})"
-            )
+            # A model computes with real numbers only.
+            mended = f"convert it: {name}.to({self.dtype})"
+            if tensor.is_floating_point():
+                mended = f"convert one: {name}.to({self.dtype}) or model.to({tensor.dtype})"
+            raise InputError(f"{name} is {tensor.dtype}, the model {self.dtype}; {mended}")
         return tensor if mask is None else tensor.masked_fill(~mask[..., None], 0.0)
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:
@@ -191,11 +192,21 @@ def _naming(number: int) -> Iterator[None]:
 
 def _check_shape(name: str, tensor: Any, width: int, width_name: str) -> None:
     if not isinstance(tensor, Tensor | np.ndarray):
+        check_no_frame(name, tensor)
         raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
     if tensor.ndim != 3 or len(tensor) == 0 or tensor.shape[-1] != width:
         raise InputError(
             f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
             f"the model was built with {width_name}={width}"
+        )
+
+
+def check_no_frame(name: str, value: Any) -> None:
+    """Refuse a data frame, whose columns may be in any order, and say what to give."""
+    if hasattr(value, "to_numpy"):
+        raise InputError(
+            f"{name} is a {type(value).__name__}, and must be a tensor or an array: give its "
+            f"columns in the model's order, as in {name}[['lat', 'lon']].to_numpy()"
         )
 
 

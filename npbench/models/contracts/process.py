@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.errors import ChunkError, InputError
-from npbench.models.contracts.inputs import Inputs, check_batch
+from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
 from npbench.models.contracts.points import Points
 from npbench.structure import TensorRecord
 from npbench.task import Task
@@ -172,6 +172,7 @@ class NeuralProcess(nn.Module, ABC):
             if yc is None:
                 raise InputError("condition got context inputs xc without outputs yc")
             return self._condition(self._inputs.slices(xc, yc, mask, size))
+        check_no_frame("xc", xc)
         if not isinstance(xc, Stream):
             raise InputError(
                 f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
@@ -214,6 +215,7 @@ class NeuralProcess(nn.Module, ABC):
         """
         if isinstance(xt, Tensor | np.ndarray):
             return self._query(state, self._targets(state, xt).x)
+        check_no_frame("xt", xt)
         if not isinstance(xt, Stream):
             raise InputError(
                 f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"

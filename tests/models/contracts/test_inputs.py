@@ -446,7 +446,7 @@ def test_a_file_s_bad_row_is_named_and_the_rows_before_are_kept(tmp_path: Path) 
     network, (x, y) = model(), arrays(60)
     y[47] = np.nan
     points = table(x, y, 10, tmp_path)
-    with pytest.raises(ChunkError, match=r"chunk 4: column t of .* in row 47") as caught:
+    with pytest.raises(ChunkError, match=r"chunk 4: column t of .* in row 48") as caught:
         network.condition(points)
     assert_same_record(caught.value.state, network.condition(chunks_of(x[:40], y[:40], 10)))
 

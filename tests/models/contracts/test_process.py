@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_same_prediction, random_points, random_task, small_cmanp
@@ -35,6 +36,7 @@ def spoilt(tensor: Tensor, value: float, *where: tuple[int, ...]) -> Tensor:
 
 X, Y = points()
 MASK = torch.ones(2, 5, dtype=torch.bool)
+FRAME = pd.DataFrame({"lat": [1.0], "lon": [2.0]})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,10 @@ MASK = torch.ones(2, 5, dtype=torch.bool)
         ((X.tolist(), Y), "got xc of type list"),
         ((X, None), "xc without outputs yc"),
         ((None,), "takes tensors, or an iterable of .x, y. chunks, not NoneType"),
+        ((X.long(), Y), r"xc is torch.int64, .*; convert it: xc.to\(torch.float32\)$"),
+        ((FRAME,), r"xc is a DataFrame, and must .*: give .* xc\[\['lat', 'lon'\]\].to_numpy\(\)"),
+        ((FRAME, FRAME), "xc is a DataFrame, and must be a tensor or an array"),
+        ((X, FRAME), "yc is a DataFrame, and must be a tensor or an array"),
         ((X.double(), Y.double()), r"xc is torch.float64, the model torch.float32; convert one"),
         ((X, Y.long()), r"yc is torch.int64, the model torch.float32"),
         ((X, Y[:, :4]), r"xc \[2, 5, 2\] and yc \[2, 4, 1\] differ in the number of tasks or poi"),
@@ -139,9 +145,10 @@ def test_update_says_what_is_wrong_with_its_points(x: Tensor, y: Tensor, message
         (None, "query takes a tensor, or an iterable of chunks, not NoneType"),
         (X.double(), "xt is torch.float64, the model torch.float32"),
         (spoilt(X, NAN, (1, 4, 1)), r"xt holds 1 NaN .* the first in task 1, point 4, column 1"),
+        (FRAME, "xt is a DataFrame, and must be a tensor or an array: give its"),
     ],
 )
-def test_query_says_what_is_wrong_with_its_targets(xt: Tensor, message: str) -> None:
+def test_query_says_what_is_wrong_with_its_targets(xt: Tensor | pd.DataFrame, message: str) -> None:
     network = model()
     with pytest.raises(ValueError, match=message):
         network.query(network.condition(X, Y), xt)

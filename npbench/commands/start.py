@@ -1,0 +1,54 @@
+"""Where the trainer's commands take their weights from: a checkpoint, or nothing."""
+
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+
+from npbench.commands import checkpoints
+from npbench.errors import InputError
+from npbench.training.base import TrainingModule
+
+# What `--ckpt_path` is where random weights are meant.
+_RANDOM = "none"
+
+
+def check(command: str | None, options: Namespace) -> None:
+    """Refuse to evaluate weights that nothing has trained, unless `--ckpt_path none` asks for it.
+
+    Args:
+        command: fit, validate, test or predict.
+        options: the command's; `ckpt_path` is None afterwards where random weights are meant.
+
+    Raises:
+        InputError: if a checkpoint is missing, or there is one too many.
+    """
+    path = options.get("ckpt_path")
+    if str(path).lower() == _RANDOM and path is not None:
+        options["ckpt_path"] = None
+    elif path is None and command != "fit":
+        raise InputError(
+            f"npbench {command} takes the weights of a checkpoint, and none was given: add "
+            f"--ckpt_path RUN/checkpoints/best.ckpt, or --ckpt_path {_RANDOM} for random weights"
+        )
+    if options.get("init_from") and options["ckpt_path"]:
+        raise InputError(
+            "--ckpt_path goes on with a run, and --init_from begins one with the weights of "
+            "another; give one of the two"
+        )
+
+
+def load_weights(module: TrainingModule, path: str) -> None:
+    """Give a module the weights of a checkpoint, or of a run's best one, for a new run.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it is of another model.
+    """
+    checkpoint = checkpoints.find(Path(path))
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights = content["state_dict"]
+    except Exception as error:  # torch fails in many ways on a file of another kind
+        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+    module.on_load_checkpoint(content)
+    module.load_state_dict(weights)
