@@ -18,7 +18,7 @@ _NOISE = re.compile(
 # So it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
-    r"does not accept option '(\S+)'|argument subcommand: invalid choice: '(\S+)'"
+    r"does not accept option '(\S+)'|there is no command '(\S+)'"
 )
 
 
