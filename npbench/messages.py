@@ -15,6 +15,10 @@ _NOISE = re.compile(
     r"Does not validate against any|^Subtypes:|^Errors:|Expected a <class 'NoneType'>|"
     r"^Given value"
 )
+# Lightning's lines that tell nothing, or what another line tells.
+_NOTICE = re.compile(
+    r"💡 Tip|^[TH]PU available|^Loaded model weights from|^Trainer already configured with model"
+)
 # So it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
@@ -96,5 +100,5 @@ def quieten() -> None:
         ".*infer the batch indices fetched.*",
     ):
         warnings.filterwarnings("ignore", message)
-    advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())
+    notices = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    notices.addFilter(lambda record: not _NOTICE.search(record.getMessage()))

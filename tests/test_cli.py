@@ -1,7 +1,9 @@
 """The command as a user meets it."""
 
+import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from npbench.cli import main
 from npbench.commands import COMMANDS
-from npbench.messages import explain
+from npbench.messages import explain, quieten
 from npbench.optim import MuonAdam
 from npbench.training import MetaRegression
 
@@ -140,6 +142,34 @@ def test_the_help_of_fit_says_how_to_list_fields(
 ) -> None:
     assert " ".join(arguments[-2:]) in help_of(["fit", "--help"], capsys)
     assert field in help_of(["fit", *arguments], capsys)
+
+
+def test_lightning_s_lines_that_tell_nothing_are_left_out() -> None:
+    quieten()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def is_shown(message: str) -> bool:
+        return bool(logger.filter(logging.makeLogRecord({"msg": message})))
+
+    assert is_shown("GPU available: False, used: False")
+    assert not is_shown("TPU available: False, using: 0 TPU cores")
+    assert not is_shown("Loaded model weights from the checkpoint at best.ckpt")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_fit_ends_with_the_run_and_the_command_that_tests_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path / "a folder")]
+    main(["fit", *SMALL, *root, "--trainer.max_steps", "10"])
+    *_, where, command = capsys.readouterr().out.splitlines()
+    assert where == f"the run is in {tmp_path}/a folder/version_0; test it by"
+    program, *arguments = shlex.split(command)
+    assert (program, arguments[0]) == ("npbench", "test")
+    main(arguments)
+    (rmse,) = re.findall(r"rmse +(\S+)", capsys.readouterr().out)
+    metrics = pd.read_csv(tmp_path / "a folder/version_1/metrics.csv")
+    assert rmse == f"{metrics['test/rmse'].item():.4g}"
 
 
 @pytest.mark.usefixtures("as_a_user")

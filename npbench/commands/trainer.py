@@ -1,7 +1,9 @@
 """`npbench fit`, `validate`, `test` and `predict`: the commands of Lightning's trainer."""
 
+import shlex
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
@@ -9,9 +11,17 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
-from npbench.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, ProgressBar
+from npbench.callbacks import (
+    BestCheckpoint,
+    LastCheckpoint,
+    ModelLine,
+    PredictionWriter,
+    ProgressBar,
+)
 from npbench.commands import COMMANDS
+from npbench.commands.tables import metrics_table
 from npbench.errors import InputError
 from npbench.messages import options_of, refuse
 from npbench.training import EventPrediction, MetaRegression
@@ -119,7 +129,39 @@ class NPBenchCLI(TrainerCommands):
             kwargs["logger"] = [tensorboard, csv]
         if self.setting("trainer.enable_progress_bar") is not False:
             self.trainer_defaults["callbacks"] = [ProgressBar()]
+        if self.setting("trainer.enable_model_summary") is not False:
+            self.trainer_defaults.setdefault("callbacks", []).append(ModelLine())
         return super().instantiate_trainer(**kwargs)
+
+    def after_fit(self) -> None:
+        """Say where the run is, and what to type next."""
+        run = self.trainer.log_dir
+        if run is None or not self.trainer.is_global_zero:
+            return
+        checkpoints = Path(run) / "checkpoints"
+        found = [name for name in ("best.ckpt", "last.ckpt") if (checkpoints / name).is_file()]
+        print(f"the run is in {run}{'; test it by' if found else ''}")
+        if found:
+            files = "--config", f"{run}/config.yaml", "--ckpt_path", str(checkpoints / found[0])
+            print(f"  {shlex.join(['npbench', 'test', *files])}")
+
+    def validate(self, **arguments: Any) -> None:
+        self._evaluate(self.trainer.validate, **arguments)
+
+    def test(self, **arguments: Any) -> None:
+        self._evaluate(self.trainer.test, **arguments)
+
+    def _evaluate(
+        self, evaluate: Callable[..., Any], verbose: bool = True, **arguments: Any
+    ) -> None:
+        """Run one of the trainer's evaluations, and show the results in four digits.
+
+        `LightningCLI` calls the method of a command's name, if there is one, for the trainer's.
+        """
+        results = evaluate(verbose=False, **arguments)
+        if verbose and self.trainer.is_global_zero:
+            merged = {name: value for part in results for name, value in part.items()}
+            Console().print(metrics_table(merged))
 
 
 def run(args: Sequence[str] | None = None) -> None:
