@@ -1,7 +1,21 @@
 """npbench: train, measure and use constant-memory neural processes."""
 
-from npbench import errors
-from npbench.events import EventSequences
-from npbench.task import Bayes, Exact, Task
+from typing import TYPE_CHECKING
+
+from npbench.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from npbench import errors
+    from npbench.events import EventSequences
+    from npbench.task import Bayes, Exact, Task
 
 __all__ = ["Bayes", "EventSequences", "Exact", "Task", "errors"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "npbench": ["errors"],
+        "npbench.events": ["EventSequences"],
+        "npbench.task": ["Bayes", "Exact", "Task"],
+    },
+)

@@ -4,7 +4,10 @@ Every message says in one sentence what was given, what was expected, and how to
 command line prints it as it is; any other exception is a bug, and comes with its traceback.
 """
 
-from npbench.structure import TensorRecord
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from npbench.structure import TensorRecord
 
 
 class InputError(ValueError):

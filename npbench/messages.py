@@ -22,10 +22,14 @@ _NOISE = re.compile(
 # So Python reports a class that a module has not, and a module that is not there.
 _NO_CLASS = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_MODULE = re.compile(r"No module named '([\w.]+)'")
+# Lightning's lines that tell nothing, or what another line tells.
+_NOTICE = re.compile(
+    r"💡 Tip|^[TH]PU available|^Loaded model weights from|^Trainer already configured with model"
+)
 # So it reports a name that it does not know, on the command line and in a file.
 _UNKNOWN = re.compile(
     r"unrecognized arguments: (--\S+)|Option '(\S+)' is not accepted|"
-    r"does not accept option '(\S+)'|argument subcommand: invalid choice: '(\S+)'"
+    r"does not accept option '(\S+)'|there is no command '(\S+)'"
 )
 
 
@@ -132,5 +136,5 @@ def quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message)
     warnings.formatwarning = _format_warning
-    advertisements = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    advertisements.addFilter(lambda record: "💡 Tip" not in record.getMessage())
+    notices = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    notices.addFilter(lambda record: not _NOTICE.search(record.getMessage()))

@@ -1,6 +1,9 @@
 """The command as a user meets it."""
 
+import logging
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from npbench import cli
 from npbench.cli import main
-from npbench.messages import explain
+from npbench.commands import COMMANDS
+from npbench.messages import explain, quieten
 from npbench.optim import MuonAdam
 from npbench.training import MetaRegression
 
@@ -40,7 +43,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected \"subcommand\" to be one of {fit,validate,test,predict}"),
+        ([], "a command is missing; choose from fit, validate, test, predict, compare, profile, "),
         (["import-oficial", "ckpt.tar"], "did you mean import-official?"),
         (["tets", "--config", CONFIG], "did you mean test?"),
         (["fit", "--config", "no.yaml"], "File does not exist"),
@@ -98,17 +101,79 @@ def test_explain_keeps_what_says_something() -> None:
     assert explain(report) == "width=0 must be 1 or more"
 
 
-@pytest.mark.parametrize("command", [[], ["fit"]])
-def test_help_says_what_each_command_does(
-    command: list[str], capsys: pytest.CaptureFixture
-) -> None:
+def help_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
     with pytest.raises(SystemExit) as exit_:
-        main([*command, "--help"])
+        main(arguments)
     assert exit_.value.code == 0
-    output = capsys.readouterr().out
-    assert "Train a model, with validation." in output
-    if not command:
-        assert "npbench fit --config configs/gp/cmanp-small.yaml\n" in output
+    return capsys.readouterr().out
+
+
+def test_the_help_and_a_refusal_name_all_commands(capsys: pytest.CaptureFixture) -> None:
+    output, refusal = help_of(["--help"], capsys), error_of(["no-command"], capsys)
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.summary)}$", output, re.MULTILINE)
+        assert f" {name}," in refusal or refusal.endswith(f" {name}")
+    assert "npbench fit --config configs/gp/cmanp-small.yaml\n" in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture) -> None:
+    assert help_of([command, "--help"], capsys).startswith(f"usage: npbench {command} ")
+
+
+def test_the_help_of_fit_shows_npbench_s_options_and_help_trainer_those_of_lightning(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    own, all_ = help_of(["fit", "--help"], capsys), help_of(["fit", "--help-trainer"], capsys)
+    assert own.count("\n") < 100 < all_.count("\n")
+    assert "Train a model, with validation." in own
+    for option in ("--config", "--model", "--data", "--ckpt_path", "--help-trainer"):
+        assert f"\n  {option}" in own.replace("-c CONFIG, ", "")
+    assert "  --trainer.accelerator" not in own
+    assert "  --trainer.accelerator" in all_
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--config", CONFIG, "--model.model.help", "npbench.models.CMANP"], "--model.num_latents"),
+        (["--model.help", "npbench.training.MetaRegression"], "--model.warmup_steps"),
+        (["--data.help", "datamodules.GPDataModule"], "--data.batch_size"),
+    ],
+)
+def test_the_help_of_fit_says_how_to_list_fields(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert " ".join(arguments[-2:]) in help_of(["fit", "--help"], capsys)
+    assert field in help_of(["fit", *arguments], capsys)
+
+
+def test_lightning_s_lines_that_tell_nothing_are_left_out() -> None:
+    quieten()
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def is_shown(message: str) -> bool:
+        return bool(logger.filter(logging.makeLogRecord({"msg": message})))
+
+    assert is_shown("GPU available: False, used: False")
+    assert not is_shown("TPU available: False, using: 0 TPU cores")
+    assert not is_shown("Loaded model weights from the checkpoint at best.ckpt")
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_fit_ends_with_the_run_and_the_command_that_tests_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = ["--trainer.default_root_dir", str(tmp_path / "a folder")]
+    main(["fit", *SMALL, *root, "--trainer.max_steps", "10"])
+    *_, where, command = capsys.readouterr().out.splitlines()
+    assert where == f"the run is in {tmp_path}/a folder/version_0; test it by"
+    program, *arguments = shlex.split(command)
+    assert (program, arguments[0]) == ("npbench", "test")
+    main(arguments)
+    (rmse,) = re.findall(r"rmse +(\S+)", capsys.readouterr().out)
+    metrics = pd.read_csv(tmp_path / "a folder/version_1/metrics.csv")
+    assert rmse == f"{metrics['test/rmse'].item():.4g}"
 
 
 @pytest.mark.usefixtures("as_a_user")
@@ -210,7 +275,7 @@ def test_an_interrupted_command_says_so(
     def interrupted(args: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "compare", interrupted)
+    monkeypatch.setattr("npbench.commands.compare.run", interrupted)
     with pytest.raises(SystemExit) as exit_:
         main(["compare"])
     assert exit_.value.code == 130

@@ -31,7 +31,7 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 # The rooms of npbench; each imports from those before it, and from itself.
 LAYERS = [
-    "structure", "errors", "files", "task", "events", "offers", "tables", "attention",
+    "lazy", "structure", "errors", "files", "task", "events", "offers", "tables", "attention",
     "distributed", "blocks", "likelihoods", "models", "conditioning", "predictions", "metrics",
     "optim", "profiling", "training", "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip

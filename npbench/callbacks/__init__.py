@@ -5,7 +5,7 @@ from npbench.callbacks.events import EventFigures
 from npbench.callbacks.images import ImageFigures
 from npbench.callbacks.memory import PeakMemoryProfiler
 from npbench.callbacks.predictions import PredictionWriter
-from npbench.callbacks.progress import ProgressBar
+from npbench.callbacks.progress import ModelLine, ProgressBar
 from npbench.callbacks.regression import PosteriorFigures
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "EventFigures",
     "ImageFigures",
     "LastCheckpoint",
+    "ModelLine",
     "PeakMemoryProfiler",
     "PosteriorFigures",
     "PredictionWriter",

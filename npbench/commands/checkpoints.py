@@ -1,17 +1,16 @@
 """Models from checkpoints."""
 
-from argparse import ArgumentError
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from npbench.commands.arguments import given
 from npbench.errors import InputError
-from npbench.models.contracts.process import NeuralProcess
-from npbench.training import EventPrediction, MetaRegression
-from npbench.training.base import TrainingModule
+from npbench.models import EventModel, NeuralProcess
+from npbench.training.class_paths import class_at
 
 
 def find(path: Path) -> Path:
@@ -33,17 +32,22 @@ def load(checkpoint: Path) -> NeuralProcess:
     Raises:
         InputError: if it is none, or of no model of regression that npbench knows.
     """
+    stored = _content(checkpoint)
+    path = stored["hyper_parameters"]["model"]["class_path"]
+    kind = class_at(path)
+    if kind is not None and issubclass(kind, EventModel):
+        raise InputError(
+            f"{checkpoint} holds a {kind.__name__}, which predicts events; this command takes "
+            f"models of regression"
+        )
     try:
-        return _model(checkpoint, MetaRegression)
-    except (ValueError, ArgumentError) as error:
-        if name := _event_model(checkpoint):
-            raise InputError(
-                f"{checkpoint} holds a {name}, which predicts events; this command takes models of "
-                f"regression"
-            ) from error
+        if kind is None or not issubclass(kind, NeuralProcess):
+            return _by_lightning(checkpoint)
+        model = kind(**stored["hyper_parameters"]["model"]["init_args"])
+        model.load_state_dict(_of_model(stored["state_dict"]))
+    except Exception as error:
         raise InputError(f"{checkpoint} cannot be loaded: {error}") from error
-    except Exception as error:  # torch fails in many ways on a file of another kind
-        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+    return model
 
 
 def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
@@ -61,15 +65,31 @@ def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
     return model
 
 
-def _model(checkpoint: Path, kind: type[TrainingModule]) -> nn.Module:
-    return kind.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).model
+def _content(checkpoint: Path) -> dict[str, Any]:
+    try:
+        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        _ = stored["hyper_parameters"]["model"]["class_path"], stored["state_dict"]
+    except Exception as error:  # torch fails in many ways on a file of another kind
+        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+    return stored
 
 
-def _event_model(checkpoint: Path) -> str | None:
-    """The name of the model, if it is one of events."""
-    with suppress(ValueError, ArgumentError):
-        return type(_model(checkpoint, EventPrediction)).__name__
-    return None
+def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the model that a training module holds."""
+    return {
+        name.removeprefix("model."): value
+        for name, value in weights.items()
+        if name.startswith("model.")
+    }
+
+
+def _by_lightning(checkpoint: Path) -> NeuralProcess:
+    """The model of a class that is not npbench's; Lightning, which takes seconds, imports it."""
+    from npbench.training import MetaRegression
+
+    return MetaRegression.load_from_checkpoint(
+        checkpoint, map_location="cpu", weights_only=True
+    ).model
 
 
 def of_state(notes: Mapping[str, str], named: Path | None) -> Path:

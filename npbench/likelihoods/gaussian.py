@@ -178,9 +178,12 @@ class JointGaussian(nn.Module):
         diagonal = self._repair(diagonal.where(finite, 1.0), is_broken)
         return _LowRankNormal(mean, factor, diagonal, validate_args=False)
 
-    @torch.compiler.disable
     def _repair(self, diagonal: Tensor, is_broken: Callable[[Tensor], Tensor]) -> Tensor:
-        """The diagonal; each task that `is_broken` gets the smallest jitter that mends it."""
+        """The diagonal; each task that `is_broken` gets the smallest jitter that mends it.
+
+        `torch.compile` leaves this to Python: it branches on values. To say so by
+        `torch.compiler.disable` would import the compiler, which takes a second, with the models.
+        """
         with torch.no_grad():
             jitter = torch.zeros_like(diagonal[..., :1])
             for more in _JITTERS:

@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from npbench.errors import InputError
 from npbench.files import whole_file
@@ -104,18 +104,12 @@ class ShortProgressBar(RichProgressBar):
 
 
 class TrainerCommands(LightningCLI):
-    """LightningCLI whose commands can be described, and which keeps a configuration as it is."""
+    """LightningCLI that shows its parsers, and keeps a configuration as it is."""
 
-    def describe(self, commands: Mapping[str, str]) -> None:
-        """Say in one sentence what each of the commands does, in `--help` of all and of each.
-
-        `_subcommand_parsers` holds Lightning's parsers by the commands' names; what `--help` lists
-        is in `_choices_actions` of jsonargparse's action for the commands.
-        """
-        for name, parser in self._subcommand_parsers.items():
-            parser.description = commands[name]
-        for choice in self.parser._subcommands_action._choices_actions:
-            choice.help = commands[choice.dest]
+    @property
+    def parsers(self) -> Mapping[str, LightningArgumentParser]:
+        """The parser of each command, by its name; Lightning has them in `_subcommand_parsers`."""
+        return self._subcommand_parsers
 
     def accept_options_of_each_other(self) -> None:
         """Let every command take the configuration of a run of every other.

@@ -167,7 +167,10 @@ class ConstantMemoryProcess(NeuralProcess):
         def moments(x: Tensor) -> tuple[Tensor, Tensor]:
             return self.head.moments(self._decode(x, latents))
 
-        chunks = [checkpoint(moments, x, use_reentrant=False) for x in xt.split(size, dim=1)]
+        if torch.is_grad_enabled():
+            chunks = [checkpoint(moments, x, use_reentrant=False) for x in xt.split(size, dim=1)]
+        else:  # `checkpoint` would import torch's compiler, which takes a second
+            chunks = [moments(x) for x in xt.split(size, dim=1)]
         return independent_normal(*(torch.cat(z, dim=1) for z in zip(*chunks)))
 
     def _encode_targets(
