@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from npbench.errors import InputError
+from npbench.errors import InputError, ValueOverflow
 from npbench.files import replace_durably
 from npbench.models import NeuralProcess, State
 from npbench.models.contracts.process import evaluating
@@ -45,7 +45,8 @@ def write_state(
             each chunk with its number of rows.
 
     Raises:
-        InputError: on rows that cannot be absorbed, on a file that cannot be written, on a table
+        InputError: on rows that cannot be absorbed (such as those whose values are so large that
+            the state would not be finite), on a file that cannot be written, on a table
             without rows, and where PATH.partial was left by a call with other arguments.
 
     Example:
@@ -86,7 +87,15 @@ def write_state(
             on_rows(rows)
         with evaluating(model):
             for points in replace(table, skip=table.skip + rows):
-                more = model.condition(*points)
+                try:
+                    more = model.condition(*points)
+                except ValueOverflow as error:
+                    name = (*table.x, *table.y)[error.column]
+                    raise InputError(
+                        f"column {name} of {table.path} is of size {error.size:.6g} in row "
+                        f"{table.skip + rows + error.point + 1:,}, of which the model computes "
+                        f"what is not finite; drop such rows, or bring them to the unit of training"
+                    ) from error
                 state = more if state is None else state.merge(more)
                 digest.update(np.hstack(points))
                 rows += len(points[0])

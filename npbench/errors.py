@@ -38,6 +38,28 @@ class ChunkError(InputError):
         self.state: TensorRecord | None = None
 
 
+class ValueOverflow(InputError):
+    """A value so large that what a model computes of it is not finite.
+
+    Attributes:
+        column: index of its column, outputs behind inputs.
+        size: its magnitude.
+        point: index of its point among those that were given.
+    """
+
+    def __init__(
+        self, column: int, name: str, size: float, task: int, point: int, dtype: object
+    ) -> None:
+        super().__init__(
+            f"{name} of task {task}, point {point} is of size {size:.6g}, of which the model "
+            f"computes what overflows {dtype}; drop such points, or bring them to the unit of "
+            f"training"
+        )
+        self.column = column
+        self.size = size
+        self.point = point
+
+
 class DataWarning(UserWarning):
     """What was given can be used, and is likely not what was meant.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from npbench.errors import InputError
+from npbench.errors import InputError, ValueOverflow
 from npbench.models.contracts.process import NeuralProcess, State, evaluating
 from npbench.tables import PointTable, TableWriter
 
@@ -42,7 +42,15 @@ def write_predictions(
         )
     with evaluating(model), TableWriter(path) as writer:
         for rows, x, _ in targets.batches():
-            mean, std = (z[0].cpu().numpy() for z in model.marginals(state, x))
+            try:
+                mean, std = (z[0].cpu().numpy() for z in model.marginals(state, x))
+            except ValueOverflow as error:
+                row = targets.skip + writer.num_rows + error.point + 1
+                raise InputError(
+                    f"column {targets.x[error.column]} of {targets.path} is of size "
+                    f"{error.size:.6g} in row {row:,}, of which the model predicts what is not "
+                    f"finite; drop such rows, or bring them to the unit of training"
+                ) from error
             for i, name in enumerate(outputs):
                 for kind, values in (("mean", mean), ("std", std)):
                     if f"{name}_{kind}" in rows.schema.names:

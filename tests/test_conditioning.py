@@ -10,6 +10,7 @@ import torch
 from helpers import assert_same_record, small_cmanp
 
 from npbench.conditioning import write_state
+from npbench.errors import InputError
 from npbench.models import CMANP, CMANPState
 from npbench.models.contracts.state_files import read_notes
 from npbench.tables import PointTable
@@ -147,3 +148,25 @@ def test_tables_that_cannot_be_absorbed_are_refused(
     with pytest.raises(ValueError, match=message):
         write_state(model, table, tmp_path / "state")
     assert list(tmp_path.iterdir()) == [Path(table.path)]
+
+
+@pytest.mark.parametrize("row", [3, 30, 77])
+def test_a_value_that_overflows_is_named_by_column_and_row(
+    row: int, model: CMANP, tmp_path: Path
+) -> None:
+    """And the rows of the chunks before it are kept."""
+    points, path = frame(100), tmp_path / "state"
+    points.loc[row, "t"] = 1e30
+    table = table_of(points, tmp_path)
+    message = (
+        rf"column t of .*points.parquet is of size 1e\+30 in row {row + 1}, .*; drop such rows"
+    )
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            write_state(model, table, path)
+        assert not path.exists()
+    with pytest.raises(InputError, match=f"in row {row + 1}, "):
+        write_state(model, table_of(points, tmp_path, skip=2), tmp_path / "other")
+    points.loc[row, "t"] = 1.0
+    assert write_state(model, table_of(points, tmp_path), path) == 100
+    assert_same_record(CMANPState.load(path, model), state_of(model, points))

@@ -145,3 +145,13 @@ def test_a_state_of_several_tasks_is_refused(tmp_path: Path) -> None:
     state = conditioned(model).repeat(2)
     with pytest.raises(ValueError, match="xt has 1 tasks, the state 2"):
         write_predictions(model, state, targets, tmp_path / "predictions.csv")
+
+
+def test_a_target_of_which_the_prediction_overflows_is_named_by_its_row(tmp_path: Path) -> None:
+    model, points = small_cmanp(dim_x=2), frame(20)
+    points.loc[16, "lon"] = -3e37
+    out = tmp_path / "predictions.parquet"
+    message = r"column lon of .*targets.parquet is of size 3e\+37 in row 17, .*; drop such rows"
+    with pytest.raises(ValueError, match=message):
+        write_predictions(model, conditioned(model), targets_of(points, tmp_path), out)
+    assert not out.exists()

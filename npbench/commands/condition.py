@@ -41,6 +41,7 @@ def run(args: Sequence[str]) -> None:
     model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
     check_columns("y", y, model.dim_y)
+    model.watch.columns = [*x, *y]
     start = model.state_class.load(options.state, model) if options.state else None
     table = PointTable(options.data, x, y, chunk_size=_ROWS)
     origin = {"checkpoint": str(checkpoint.resolve()), "data": str(options.data.resolve())}

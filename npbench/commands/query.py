@@ -29,6 +29,7 @@ def run(args: Sequence[str]) -> None:
     x = options.x or given("--x", notes.get("x")).split(",")
     model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
     check_columns("x", x, model.dim_x)
+    model.watch.columns = [*x, *model.watch.columns[model.dim_x :]]
     state = model.state_class.load(options.state, model)
     targets = PointTable(options.targets, x)
     outputs = notes["y"].split(",") if "y" in notes else None

@@ -132,6 +132,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         self.context_chunk_size = check_chunk_size(context_chunk_size)
         scales = Scales.of(dim_x) if scales is None else scales
         scales.check(num_heads)
+        # Of inputs the places tell what is far; they may be moved after training.
+        self.watch.watched = range(dim_x, dim_x + dim_y)
         self.places = places.resolved(dim_x)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, norm_residual=False)
         dim_head = dim_model // num_heads
@@ -174,6 +176,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         for name, module in self.named_children():
             if name != "locations":
                 setattr(model, name, module)
+        model.watch = self.watch
         return model
 
     def _states(self, chunks: Iterable[Points]) -> Iterator[AttentionState]:

@@ -14,7 +14,7 @@ from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.models import EventModel, EventState, NeuralProcess, State
-from npbench.models.contracts.process import Marginals, evaluating, in_mode
+from npbench.models.contracts.process import Marginals, evaluating, in_mode, unwatched
 from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
 from npbench.task import Task
 
@@ -125,13 +125,16 @@ class PointPhases(Phases[State]):
         self.new = points(num_new)
 
     def condition(self) -> State:
-        return self.model.condition(*self.context)
+        with unwatched(self.model):
+            return self.model.condition(*self.context)
 
     def query(self) -> Marginals:
-        return self.model.marginals(self.state, self.targets[0])
+        with unwatched(self.model):
+            return self.model.marginals(self.state, self.targets[0])
 
     def update(self) -> State:
-        return self.model.update(self.state, *self.new)
+        with unwatched(self.model):
+            return self.model.update(self.state, *self.new)
 
     def loss(self) -> Tensor:
         return self.model.loss(Task(*self.context, *self.targets))

@@ -189,8 +189,10 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what data the run is on: it can go on with no other."""
-        if self.trainer.datamodule is not None:
-            checkpoint["data"] = public_path(type(self.trainer.datamodule))
+        # A module that no trainer has run is saved too.
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None:
+            checkpoint["data"] = public_path(type(data))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, and to go on with a run on other data.

@@ -1,6 +1,6 @@
 """Training of any neural process on tasks."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from npbench.metrics import RegressionMetrics
+from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
+from npbench.models.contracts.ranges import Ranges
 from npbench.task import Task
 from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite
@@ -27,6 +29,10 @@ class MetaRegression(TrainingModule):
     the best answer that knows only the priors, `gap_bayes` is the same to that. Where the data
     module has a dictionary of test loaders, `test` logs each by its name,
     `test/log_likelihood/NAME`.
+
+    It records the range and scale of all inputs and outputs that it trains on (with several
+    processes, on the first), in `model.watch.ranges` and in checkpoints: a model warns of values
+    far outside them.
 
     Args:
         model: the neural process.
@@ -63,17 +69,42 @@ class MetaRegression(TrainingModule):
         on_nonfinite: OnNonFinite = "skip",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        self._records_ranges = True
+        self._step_ranges: Ranges | None = None
 
     def forward(self, task: Task) -> torch.distributions.Distribution:
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
 
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         loss = self.model.loss(task)
+        self._step_ranges = _merged(self._step_ranges, _ranges_of(task))
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             with evaluating(self.model):
                 self._measure("train", task, self.train_metrics)
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if (ranges := self.model.watch.ranges) is not None:
+            checkpoint["training_ranges"] = vars(ranges.to("cpu"))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, and know what values this one was trained on.
+
+        Raises:
+            InputError: as `TrainingModule`.
+        """
+        super().on_load_checkpoint(checkpoint)
+        # Release 0.1.0 wrote none, and those of a part of the training would mislead.
+        known = checkpoint.get("training_ranges")
+        self._records_ranges = known is not None
+        self.model.watch.ranges = None if known is None else Ranges(**known)
+
+    def _end_step(self, taken: bool) -> None:
+        ranges, self._step_ranges = self._step_ranges, None
+        if taken and self._records_ranges and ranges is not None:
+            self.model.watch.ranges = _merged(self.model.watch.ranges, ranges)
 
     def predict_step(self, task: Task, batch_idx: int) -> Marginals:
         state = self.model.condition(task.xc, task.yc, task.context_mask)
@@ -98,3 +129,13 @@ class MetaRegression(TrainingModule):
 
     def _update_metrics(self, task: Task, metrics: RegressionMetrics) -> dict[str, Metric]:
         return metrics.update(task, self.model.evaluate(task), self.model.scores_jointly)
+
+
+def _ranges_of(task: Task) -> Ranges:
+    """Those of all points of a batch that are trained on."""
+    context = Points(task.xc, task.yc, task.context_mask)
+    return Ranges.of(Points.concatenate([context, Points(task.xt, task.yt, task.target_mask)]))
+
+
+def _merged(ranges: Ranges | None, more: Ranges) -> Ranges:
+    return more if ranges is None else ranges.to(more.low.device).merge(more)

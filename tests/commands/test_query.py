@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import torch
 from helpers import small, small_cmanp
 
 from npbench.cli import main
+from npbench.errors import DataWarning
 from npbench.models import CMANP, CMANPState
+from npbench.models.contracts import Points
+from npbench.models.contracts.ranges import Ranges
+from npbench.training import MetaRegression
+from npbench.training.lightning_parts import save_untrained
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -291,3 +297,36 @@ def test_mistakes_end_in_one_sentence(
         assert message in error_of(capsys, code=2, **(given | options))
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert not os.listdir(folder)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_values_far_outside_those_of_training_are_told_by_column(
+    known: bool, tmp_path: Path
+) -> None:
+    """In a sentence each; nothing is said where a checkpoint does not tell what it was trained on,
+    as those of release 0.1.0 do not."""
+    module = MetaRegression(small_cmanp(dim_x=2))
+    checkpoint, state = tmp_path / "cmanp.ckpt", tmp_path / "state"
+    if known:
+        x, y = torch.tensor([[[-5.0, -5.0], [5.0, 5.0]]]), torch.tensor([[[-5.0], [5.0]]])
+        module.model.watch.ranges = Ranges.of(Points(x, y))
+    save_untrained(module, checkpoint)
+    points = frame(50)
+    points["t"] += 1e6
+    data = write(points, tmp_path / "points.parquet")
+    points["lon"] *= 1000
+    targets, out = write(points, tmp_path / "grid.parquet"), tmp_path / "predictions.csv"
+    words = ["--ckpt", checkpoint, "--data", data, "--x", "lat,lon", "--y", "t", "--out", state]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(["condition", *map(str, words)])
+        run(state=state, targets=targets, out=out)
+    shown = [
+        warnings.formatwarning(w.message, w.category, w.filename, w.lineno)
+        for w in caught
+        if w.category is DataWarning
+    ]
+    assert [line.split(" runs from ")[0] for line in shown] == (
+        ["npbench: warning: t", "npbench: warning: lon"] if known else []
+    )
+    assert all(line.endswith("or train on data like these (said once)\n") for line in shown)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
 
 from datamodules import GPDataModule
 from npbench import Task
+from npbench.errors import DataWarning
 from npbench.models import CMANP, CNP, NeuralProcess
 from npbench.training import MetaRegression
 
@@ -212,3 +214,68 @@ def test_nan_in_the_data_stops_training_with_its_place(tmp_path: Path) -> None:
 def test_prediction_needs_no_true_values(model: NeuralProcess) -> None:
     task = Task(torch.randn(2, 3, 1), torch.randn(2, 3, 1), torch.randn(2, 4, 1))
     assert MetaRegression(model).predict_step(task, 0).mean.shape == (2, 4, 1)
+
+
+class _Batches(L.LightningDataModule):
+    def __init__(self, batches: list[Task]) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+
+def _batch(seed: int, scale: float = 1.0) -> Task:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, 2, 9, 1, generator=generator)
+    mask = torch.arange(9).expand(2, -1) < torch.tensor([[4], [2]])
+    return Task(50 + x[:, :4], scale * y[:, :4], 50 + x[:, 4:], scale * y[:, 4:], mask[:, :4])
+
+
+def test_the_ranges_of_training_are_those_of_all_points_that_were_trained_on(
+    tmp_path: Path,
+) -> None:
+    """Through checkpoints and a resume, and without padding or a batch that was skipped."""
+    batches = [_batch(i) for i in range(4)]
+    points = torch.cat([
+        torch.cat([torch.cat([b.xc, b.yc], -1)[b.context_mask],
+                   torch.cat([b.xt, b.yt], -1).flatten(0, 1)])
+        for b in batches
+    ]).double()  # fmt: skip
+    path, options = tmp_path / "last.ckpt", {"max_epochs": 1, "enable_checkpointing": False}
+    first = MetaRegression(small_model())
+    run = trainer(tmp_path, **options)
+    data = _Batches([batches[0], _batch(9, scale=1e30), batches[1]])
+    with pytest.warns(DataWarning, match="gradients of step 1 are not finite"):
+        run.fit(first, data)
+    run.save_checkpoint(path)
+    second = MetaRegression(small_model())
+    trainer(tmp_path, **options | {"max_epochs": 2}).fit(
+        second, _Batches(batches[2:]), ckpt_path=path, weights_only=True
+    )
+    ranges = second.model.watch.ranges
+    assert float(ranges.count) == len(points)
+    assert torch.equal(ranges.low, points.amin(0))
+    assert torch.equal(ranges.high, points.amax(0))
+    torch.testing.assert_close(ranges.mean, points.mean(0))
+    torch.testing.assert_close(ranges.std, points.std(0, correction=0))
+    loaded = MetaRegression.load_from_checkpoint(path, weights_only=True).model.watch.ranges
+    assert float(loaded.count) == len(points) / 2
+
+
+def test_the_ranges_of_a_part_of_the_training_are_not_taken_for_those_of_all(
+    tmp_path: Path,
+) -> None:
+    """A checkpoint of release 0.1.0 tells none: those of the steps after it would mislead."""
+    path, options = tmp_path / "last.ckpt", {"max_epochs": 1, "enable_checkpointing": False}
+    run = trainer(tmp_path, **options)
+    run.fit(MetaRegression(small_model()), _Batches([_batch(0)]))
+    run.save_checkpoint(path)
+    content = torch.load(path, weights_only=True)
+    del content["training_ranges"]
+    torch.save(content, path)
+    module = MetaRegression(small_model())
+    resumed = trainer(tmp_path, **options | {"max_epochs": 2})
+    resumed.fit(module, _Batches([_batch(1)]), ckpt_path=path, weights_only=True)
+    assert resumed.global_step == 2
+    assert module.model.watch.ranges is None

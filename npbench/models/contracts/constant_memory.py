@@ -18,7 +18,7 @@ from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian, independent_normal
 from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import NeuralProcess, merge_all
+from npbench.models.contracts.process import NeuralProcess, are_finite, merge_all
 from npbench.models.contracts.saved_state import SavedState
 
 AnyState = TypeVar("AnyState", bound="ConstantMemoryState")
@@ -40,6 +40,12 @@ class ConstantMemoryState(SavedState):
 
     attention: AttentionState
     latents: Float[Tensor, "layers batch num_latents dim_model"] | None
+
+    def is_finite(self) -> bool:
+        """As of any state; the log-sum-exp of no points is −∞."""
+        lse = self.attention.lse
+        numbers = [lse.masked_fill(lse.isneginf(), 0.0), self.attention.out]
+        return are_finite(numbers if self.latents is None else [*numbers, self.latents])
 
     def merge(self: AnyState, other: AnyState) -> AnyState:
         return replace(self, attention=self.attention.merge(other.attention), latents=None)

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from npbench.errors import ChunkError, InputError
 from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
 from npbench.models.contracts.points import Points
+from npbench.models.contracts.ranges import Extent, Watch
 from npbench.structure import TensorRecord
 from npbench.task import Task
 
@@ -44,6 +45,10 @@ class State(TensorRecord):
     def batch_size(self) -> int:
         """Number of tasks."""
         return next(self.tensors()).shape[self.batch_dim]
+
+    def is_finite(self) -> bool:
+        """Whether all numbers are finite: no value has overflowed on its way into the state."""
+        return are_finite(self.tensors())
 
     def repeat(self: AnyState, times: int) -> AnyState:
         """All tasks, `times` times over."""
@@ -129,6 +134,7 @@ class NeuralProcess(nn.Module, ABC):
             raise InputError(f"dim_x={dim_x} and dim_y={dim_y} must be 1 or more")
         self.dim_x = dim_x
         self.dim_y = dim_y
+        self.watch = Watch(dim_x, dim_y)
 
     @abstractmethod
     def _condition(self, chunks: Iterator[Points]) -> State:
@@ -166,12 +172,17 @@ class NeuralProcess(nn.Module, ABC):
         Raises:
             InputError: on a wrong width, shape or type, and on NaN or infinite values. In a stream
                 it is a `ChunkError`, whose `state` is that of the chunks before.
+            ValueOverflow: on values of which the model cannot compute finite numbers.
+
+        Warns:
+            DataWarning: once for each column, of values far outside those of training, where these
+                are known; see `Watch`. In training, with gradients, values are not looked at.
         """
         size = self._chunk_size() if chunk_size is None else chunk_size
         if isinstance(xc, Tensor | np.ndarray):
             if yc is None:
                 raise InputError("condition got context inputs xc without outputs yc")
-            return self._condition(self._inputs.slices(xc, yc, mask, size))
+            return self._absorbed(self._condition, self._inputs.slices(xc, yc, mask, size))
         check_no_frame("xc", xc)
         if not isinstance(xc, Stream):
             raise InputError(
@@ -182,7 +193,7 @@ class NeuralProcess(nn.Module, ABC):
                 f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
                 f"got xc of type {type(xc).__name__} with other arguments"
             )
-        return self._condition(self._inputs.chunks(xc, size))
+        return self._absorbed(self._condition, self._inputs.chunks(xc, size))
 
     def update(
         self,
@@ -198,7 +209,7 @@ class NeuralProcess(nn.Module, ABC):
         """
         points = self._inputs.points("x", x, "y", y, mask)
         check_batch("x", points.x, state.batch_size)
-        return self._update(state, points)
+        return self._absorbed(lambda chunks: self._update(state, next(chunks)), iter([points]))
 
     def query(
         self, state: State, xt: Float[Tensor, "batch target dim_x"] | np.ndarray | Stream
@@ -221,7 +232,7 @@ class NeuralProcess(nn.Module, ABC):
                 f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"
             )
         chunks = self._inputs.target_chunks(xt, state.batch_size)
-        return (self._query(state, targets.x) for targets in chunks)
+        return (self._query(state, self._looked_at(targets).x) for targets in chunks)
 
     def marginals(
         self,
@@ -238,8 +249,13 @@ class NeuralProcess(nn.Module, ABC):
 
         Raises:
             InputError: as `query`.
+            ValueOverflow: where a prediction is not finite.
         """
-        return self._marginals(state, self._targets(state, xt, mask))
+        targets = self._targets(state, xt, mask)
+        marginals = self._marginals(state, targets)
+        if self._looks_at_values and not are_finite(marginals):
+            raise self._overflow(self.watch.look(targets))
+        return marginals
 
     def forward(
         self,
@@ -313,7 +329,41 @@ class NeuralProcess(nn.Module, ABC):
     def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
         targets = self._inputs.targets("xt", xt, mask)
         check_batch("xt", targets.x, state.batch_size)
+        return self._looked_at(targets)
+
+    @property
+    def _looks_at_values(self) -> bool:
+        """Whether values and states are looked at: not in training, which waits for no device."""
+        is_training = self.training and torch.is_grad_enabled()
+        return not (is_training or torch.compiler.is_compiling())
+
+    def _looked_at(self, targets: Points) -> Points:
+        """The targets; a warning says so if they are far outside those of training."""
+        if self._looks_at_values and self.watch.ranges is not None:
+            self.watch.warn_if_far(self.watch.look(targets))
         return targets
+
+    def _overflow(self, extent: Extent) -> InputError:
+        """Why what the model has computed of such points is not finite."""
+        if not are_finite(self.parameters()):
+            return InputError(
+                "the model has weights that are NaN or infinite; load a checkpoint of before they "
+                "became so, or train it anew"
+            )
+        return self.watch.overflow(extent, self._inputs.dtype)
+
+    def _absorbed(
+        self, absorb: Callable[[Iterator[Points]], State], chunks: Iterator[Points]
+    ) -> State:
+        """The state that `absorb` makes of the chunks, at which the watch looks; it is finite."""
+        if not self._looks_at_values:
+            return absorb(chunks)
+        extent = Extent.of_none(self.dim_x + self.dim_y)
+        state = absorb(extent.passing(chunks))
+        if not state.is_finite():
+            raise self._overflow(extent)
+        self.watch.warn_if_far(extent)
+        return state
 
     def _conditioned(self, task: Task) -> tuple[State, Points]:
         """The state of a task's context, and its targets: checked, with 0 at padding."""
@@ -333,6 +383,21 @@ def merge_all(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part
         error.state = None if whole is None else finish(whole)
         raise
     return finish(whole)
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether none of the tensors holds NaN or an infinite number; one transfer from the device."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+@contextmanager
+def unwatched(model: nn.Module) -> Iterator[None]:
+    """For values that mean nothing, such as those that time a model: nothing is said of them."""
+    watch, model.watch = model.watch, Watch(model.dim_x, model.dim_y)
+    try:
+        yield
+    finally:
+        model.watch = watch
 
 
 @contextmanager

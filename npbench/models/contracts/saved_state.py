@@ -50,7 +50,15 @@ class SavedState(State, ABC):
             model: whose state it is; its fingerprint is written with it, for `load` to check. It
                 hashes the class, the weights and the arguments that differ from their defaults.
             notes: further facts to write into the file's metadata.
+
+        Raises:
+            InputError: if the state is not finite: no query of it would be.
         """
+        if not self.is_finite():
+            raise InputError(
+                f"the state holds NaN or infinite numbers, and is not written to {path}: condition "
+                f"without the points that overflow"
+            )
         state_files.write(path, self._tensors_to_save(), model, {**notes, **self._notes()})
 
     @classmethod

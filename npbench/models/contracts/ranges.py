@@ -1,0 +1,179 @@
+"""What values a model was trained on, and what is said where it is given others."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from npbench.errors import DataWarning, ValueOverflow
+from npbench.models.contracts.points import Points
+from npbench.structure import TensorRecord
+
+# Values are far outside a range beyond this share of its width.
+_MARGIN = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Ranges(TensorRecord):
+    """Range and scale of each column of points, inputs before outputs, in float64.
+
+    Ranges merge as states do: those of the union of two sets follow from those of both.
+
+    Example:
+        >>> x, y = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[5.0], [7.0]]])
+        >>> ranges = Ranges.of(Points(x, y))
+        >>> ranges.low.tolist(), ranges.high.tolist(), ranges.mean.tolist(), ranges.std.tolist()
+        ([0.0, 5.0], [2.0, 7.0], [1.0, 6.0], [1.0, 1.0])
+    """
+
+    low: Float[Tensor, "columns"]
+    high: Float[Tensor, "columns"]
+    mean: Float[Tensor, "columns"]
+    squares: Float[Tensor, "columns"]
+    """Sums of squared deviations from the mean."""
+    count: Float[Tensor, ""]
+    """Number of points."""
+
+    @classmethod
+    def of(cls, points: Points) -> "Ranges":
+        """The ranges of all real points of all tasks."""
+        values = points.xy.detach().double().flatten(0, 1)
+        real = points.full_mask.flatten()[:, None]
+        low, high = (
+            values.masked_fill(~real, sign * torch.inf).mul(sign).amin(dim=0).mul(sign)
+            for sign in (1, -1)
+        )
+        count = real.sum(dtype=values.dtype)
+        mean = values.masked_fill(~real, 0.0).sum(dim=0) / count.clamp(min=1)
+        squares = (values - mean).square().masked_fill(~real, 0.0).sum(dim=0)
+        return cls(low, high, mean, squares, count)
+
+    def merge(self, other: "Ranges") -> "Ranges":
+        """The ranges of both sets of points."""
+        count = self.count + other.count
+        share = other.count / count.clamp(min=1)
+        apart = other.mean - self.mean
+        return Ranges(
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+            self.mean + share * apart,
+            self.squares + other.squares + self.count * share * apart.square(),
+            count,
+        )
+
+    @property
+    def std(self) -> Float[Tensor, "columns"]:
+        return (self.squares / self.count.clamp(min=1)).sqrt()
+
+
+@dataclass
+class Extent:
+    """The smallest and largest values of points on their way into a model, and where the largest
+    of all magnitudes is."""
+
+    low: Float[Tensor, "columns"]
+    high: Float[Tensor, "columns"]
+    largest: float = 0.0
+    where: tuple[int, int, int] = (0, 0, 0)
+    """Task, point and column."""
+    num_points: int = field(default=0)
+
+    @classmethod
+    def of_none(cls, num_columns: int) -> "Extent":
+        """That of no points."""
+        nothing = torch.full([num_columns], torch.inf, dtype=torch.float64)
+        return cls(nothing, -nothing)
+
+    def passing(self, chunks: Iterator[Points]) -> Iterator[Points]:
+        """The same chunks, at which this looks as they pass."""
+        for points in chunks:
+            self.add(points.mask, points.x, points.y)
+            yield points
+
+    def add(self, mask: Bool[Tensor, "batch points"] | None, *parts: Tensor) -> None:
+        """Look at points, whose columns are those of all parts; padding is 0 in all of them."""
+        start = self.num_points
+        self.num_points += parts[0].shape[1]
+        if not parts[0].numel():
+            return
+        ends = []
+        for sign in (1, -1):
+            signed = [sign * part.detach() for part in parts]
+            if mask is not None:
+                signed = [part.masked_fill(~mask[..., None], torch.inf) for part in signed]
+            ends.append(sign * torch.cat([part.amin(dim=(0, 1)) for part in signed]))
+        # One transfer from the device, where they are compared in the model's own precision.
+        low, high = torch.stack(ends).cpu().double()
+        columns = slice(len(low))
+        self.low[columns] = torch.minimum(self.low[columns], low)
+        self.high[columns] = torch.maximum(self.high[columns], high)
+        sizes = torch.maximum(-low, high)
+        if float(sizes.max()) <= self.largest:
+            return
+        self.largest = float(sizes.max())
+        column = int(sizes.argmax())
+        of_column = torch.cat([part.detach() for part in parts], dim=-1)[..., column].abs()
+        task, point = divmod(int(of_column.argmax()), of_column.shape[1])
+        self.where = task, start + point, column
+
+
+class Watch:
+    """Looks at what a trained model is given.
+
+    It warns once of each column whose values are far outside those of training: more than a
+    quarter of their range beyond it. What a model says of such values looks as confident as
+    everything else, and means nothing.
+
+    Attributes:
+        ranges: those of training; None where they are not known, and nothing is far then.
+        columns: names of the inputs and then of the outputs, for messages.
+        watched: the columns of which it warns; all by default.
+    """
+
+    def __init__(self, dim_x: int, dim_y: int) -> None:
+        self.ranges: Ranges | None = None
+        self.columns: Sequence[str] = [
+            *(f"x{i}" for i in range(dim_x)),
+            *(f"y{i}" for i in range(dim_y)),
+        ]
+        self.watched = range(dim_x + dim_y)
+        self._said: set[int] = set()
+
+    def look(self, points: Points) -> Extent:
+        """The extent of targets, whose outputs are not known."""
+        extent = Extent.of_none(len(self.columns))
+        extent.add(points.mask, points.x)
+        return extent
+
+    def warn_if_far(self, extent: Extent) -> None:
+        """Warn once of each column that is far outside the range of training."""
+        if self.ranges is None:
+            return
+        ranges = self.ranges.to("cpu")
+        margin = _MARGIN * (ranges.high - ranges.low)
+        far = (extent.low < ranges.low - margin) | (extent.high > ranges.high + margin)
+        for column in far.nonzero().flatten().tolist():
+            if column not in self.watched or column in self._said:
+                continue
+            self._said.add(column)
+            low, high, mean, std = (
+                float(values[column])
+                for values in (ranges.low, ranges.high, ranges.mean, ranges.std)
+            )
+            warnings.warn(
+                f"{self.columns[column]} runs from {extent.low[column]:.6g} to "
+                f"{extent.high[column]:.6g}, and in training from {low:.6g} to {high:.6g} (mean "
+                f"{mean:.3g}, standard deviation {std:.3g}): predictions from such values mean "
+                f"nothing. Bring the column to the unit and the range of training, or train on "
+                f"data like these (said once)",
+                DataWarning,
+                stacklevel=4,
+            )
+
+    def overflow(self, extent: Extent, dtype: torch.dtype) -> ValueOverflow:
+        """The error for points of which a model cannot compute a finite number."""
+        task, point, column = extent.where
+        return ValueOverflow(column, self.columns[column], extent.largest, task, point, dtype)
