@@ -83,5 +83,7 @@ class PerformerAttention(MultiheadAttention):
 def orthogonal_rows(number: int, width: int) -> Float[Tensor, "number width"]:
     """Random rows of norm √width, which are orthogonal in groups of `width`."""
     groups = -(-number // width)
-    q, _ = torch.linalg.qr(torch.randn(groups, width, width))
+    q, r = torch.linalg.qr(torch.randn(groups, width, width))
+    # Householder's q is not uniform: the signs that make the diagonal of r positive make it so.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]
     return q.mT.reshape(-1, width)[:number] * width**0.5

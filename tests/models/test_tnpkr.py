@@ -181,7 +181,7 @@ def test_longitudes_wrap_around() -> None:
 
 def test_many_random_features_come_near_to_softmax_attention() -> None:
     """Nearer by far than equal weights of all points are."""
-    attention = PerformerAttention(32, num_heads=2, dim_head=16, num_features=4096)
+    attention = PerformerAttention(32, num_heads=2, dim_head=16, num_features=20_000)
     h, context = torch.randn(1, 20, 32) / 2, torch.randn(1, 7, 32) / 2
     q, (k, v) = attention.queries(h), attention.keys_values(context)
     out = attention.heads(q, attention.keep(context))
