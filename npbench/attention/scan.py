@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
@@ -26,15 +26,15 @@ from npbench.attention.state import AttentionState
 from npbench.errors import InputError
 
 # Scores of one chunk, over all tasks and heads: they should fit into the caches of a CPU.
-_SCORES = 2**20
-_MOST_QUERIES, _MOST_KEYS = 512, 1024
+_SCORES = 2**18
+_MOST_QUERIES = _MOST_KEYS = 512
 
 
 def scan_attention(
     q: Float[Tensor, "batch heads queries dim_head"],
     k: Float[Tensor, "batch heads points dim_head"],
     v: Float[Tensor, "batch heads points dim_head"],
-    bias: nn.Module,
+    bias: Any,
     x_queries: Float[Tensor, "batch queries dim_x"],
     x_points: Float[Tensor, "batch points dim_x"],
     mask: Bool[Tensor, "batch points"] | None = None,
@@ -75,8 +75,11 @@ def scan_attention(
         )
     if chunk is None and _has_flex(q) and k.shape[-2]:
         return _flex_attention(q, k, v, bias, x_queries, x_points, mask)
+    rows, columns = _chunk(q, k) if chunk is None else chunk
+    if q.shape[-2] <= rows and k.shape[-2] <= columns:
+        return _absorb(q, k, v, mask, bias(x_queries, x_points), bias.hides).out
     names, parameters = zip(*bias.named_parameters())
-    layout = _Layout(bias, names, _chunk(q, k) if chunk is None else chunk)
+    layout = _Layout(bias, names, (rows, columns))
     return _Scan.apply(layout, q, k, v, x_queries, x_points, mask, *parameters)
 
 

@@ -51,7 +51,7 @@ def naive(
 
 @every_bias
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("chunk", [None, (1, 1), (3, 4), (100, 100)])
+@pytest.mark.parametrize("chunk", [None, (1, 1), (3, 4), (4, 100), (100, 100)])
 def test_chunks_equal_the_whole_in_values_and_in_all_gradients(
     name: str, masked: bool, chunk: tuple[int, int] | None
 ) -> None:
