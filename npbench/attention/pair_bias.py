@@ -41,9 +41,13 @@ class PairBias(nn.Module, ABC):
         self.columns = tuple(columns)
 
     @abstractmethod
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
-        """The bias of all pairs that a, b and the index of a head broadcast to; a and b have all
-        coordinates of the points, `columns` or not."""
+    def parts(self) -> list[Float[Tensor, "heads"]]:
+        """The parameters as vectors of one number a head, in the order of `of_pairs`."""
+
+    @abstractmethod
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
+        """The bias of all pairs that a, b and `parts`, of one head or of all, broadcast to; a and b
+        have all coordinates of the points, `columns` or not."""
 
     @property
     def hides(self) -> bool:
@@ -61,10 +65,9 @@ class PairBias(nn.Module, ABC):
     def forward(
         self, a: Float[Tensor, "*#batch queries dim_x"], b: Float[Tensor, "*#batch keys dim_x"]
     ) -> Float[Tensor, "*batch heads queries keys"]:
-        head = torch.arange(self.num_heads, device=a.device)[:, None, None]
         queries = a[..., None, :, None, :].unbind(dim=-1)
         keys = b[..., None, None, :, :].unbind(dim=-1)
-        return self.of_pairs(queries, keys, head)
+        return self.of_pairs(queries, keys, [part[:, None, None] for part in self.parts()])
 
     def _chosen(self, a: Coordinates, b: Coordinates) -> tuple[Coordinates, Coordinates]:
         return [a[i] for i in self.columns], [b[i] for i in self.columns]
@@ -96,9 +99,12 @@ class ScalarBias(PairBias):
         super().__init__(num_heads, distance, columns)
         self.a = nn.Parameter(torch.full([num_heads], -1 / length))
 
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
+    def parts(self) -> list[Float[Tensor, "heads"]]:
+        return [self.a]
+
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
         distance = self.distance.between(*self._chosen(a, b))
-        return self._hidden(self.a[head] * self._finite(distance), distance)
+        return self._hidden(parts[0] * self._finite(distance), distance)
 
 
 class _BasisBias(PairBias):
@@ -120,12 +126,17 @@ class _BasisBias(PairBias):
             raise InputError(f"num_basis={num_basis} must be 1 or more")
         exponents = torch.arange(num_basis) - (num_basis - 1) / 2
         rates = length**-self.power * spread**exponents
+        self.num_basis = num_basis
         self.a = nn.Parameter(torch.ones(num_heads, num_basis))
         self.b = nn.Parameter(rates.repeat(num_heads, 1))
 
-    @property
-    def num_basis(self) -> int:
-        return self.a.shape[-1]
+    def parts(self) -> list[Float[Tensor, "heads"]]:
+        return [*self.a.unbind(dim=-1), *self.b.unbind(dim=-1)]
+
+    def _terms(self, arguments: Iterable[Tensor], parts: Sequence[Tensor]) -> Tensor:
+        """The sum of a e^{−b z} over the basis functions, whose z are the arguments."""
+        weights, rates = parts[: self.num_basis], parts[self.num_basis :]
+        return _sum(a * (-b * z).exp() for a, b, z in zip(weights, rates, arguments))
 
 
 class RBFBias(_BasisBias):
@@ -150,11 +161,10 @@ class RBFBias(_BasisBias):
 
     power = 2
 
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
         squared = self.distance.squared(*self._chosen(a, b))
-        finite = self._finite(squared)
-        terms = (self.a[head, f] * (-self.b[head, f] * finite).exp() for f in range(self.num_basis))
-        return self._hidden(_sum(terms), squared)
+        arguments = [self._finite(squared)] * self.num_basis
+        return self._hidden(self._terms(arguments, parts), squared)
 
 
 class CentredRBFBias(_BasisBias):
@@ -175,14 +185,14 @@ class CentredRBFBias(_BasisBias):
         super().__init__(num_heads, distance, columns, num_basis, length, spread)
         self.c = nn.Parameter(torch.zeros(num_heads, num_basis))
 
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
+    def parts(self) -> list[Float[Tensor, "heads"]]:
+        return [*super().parts(), *self.c.unbind(dim=-1)]
+
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
         distance = self.distance.between(*self._chosen(a, b))
-        finite = self._finite(distance)
-        terms = (
-            self.a[head, f] * (-self.b[head, f] * (finite - self.c[head, f]).square()).exp()
-            for f in range(self.num_basis)
-        )
-        return self._hidden(_sum(terms), distance)
+        finite, centres = self._finite(distance), parts[2 * self.num_basis :]
+        arguments = [(finite - centre).square() for centre in centres]
+        return self._hidden(self._terms(arguments, parts), distance)
 
 
 class ExponentialBias(_BasisBias):
@@ -190,11 +200,10 @@ class ExponentialBias(_BasisBias):
 
     power = 1
 
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
         distance = self.distance.between(*self._chosen(a, b))
-        finite = self._finite(distance)
-        terms = (self.a[head, f] * (-self.b[head, f] * finite).exp() for f in range(self.num_basis))
-        return self._hidden(_sum(terms), distance)
+        arguments = [self._finite(distance)] * self.num_basis
+        return self._hidden(self._terms(arguments, parts), distance)
 
 
 class SummedBias(nn.Module):
@@ -207,6 +216,7 @@ class SummedBias(nn.Module):
     def __init__(self, biases: Sequence[PairBias]) -> None:
         super().__init__()
         self.biases: Any = nn.ModuleList(biases)
+        self._numbers = [len(bias.parts()) for bias in biases]
 
     @property
     def hides(self) -> bool:
@@ -216,8 +226,15 @@ class SummedBias(nn.Module):
         for bias in self.biases:
             bias.check(x)
 
-    def of_pairs(self, a: Coordinates, b: Coordinates, head: Tensor) -> Tensor:
-        return _sum(bias.of_pairs(a, b, head) for bias in self.biases)
+    def parts(self) -> list[Float[Tensor, "heads"]]:
+        return [part for bias in self.biases for part in bias.parts()]
+
+    def of_pairs(self, a: Coordinates, b: Coordinates, parts: Sequence[Tensor]) -> Tensor:
+        terms, start = [], 0
+        for bias, number in zip(self.biases, self._numbers):
+            terms.append(bias.of_pairs(a, b, parts[start : start + number]))
+            start += number
+        return _sum(terms)
 
     def forward(
         self, a: Float[Tensor, "*#batch queries dim_x"], b: Float[Tensor, "*#batch keys dim_x"]

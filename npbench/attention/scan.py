@@ -8,7 +8,7 @@ of queries, an `AttentionState`, absorbs one chunk of keys after another, and ba
 bias of each chunk again. Memory is that of one chunk; the operations are those of full attention.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, reduce
 from typing import Any, NamedTuple
 
@@ -73,8 +73,10 @@ def scan_attention(
         raise InputError(
             f"chunk={chunk} must be two numbers of 1 or more: of queries and of points"
         )
-    if chunk is None and _has_flex(q) and k.shape[-2]:
-        return _flex_attention(q, k, v, bias, x_queries, x_points, mask)
+    if chunk is None and _has_flex(q, k, x_queries, x_points):
+        return _compiled_flex_attention()(
+            q, k, v, score_mod=score_mod(bias, x_queries, x_points, mask)
+        )
     rows, columns = _chunk(q, k) if chunk is None else chunk
     if q.shape[-2] <= rows and k.shape[-2] <= columns:
         return _absorb(q, k, v, mask, bias(x_queries, x_points), bias.hides).out
@@ -225,9 +227,31 @@ def _chunk(q: Tensor, k: Tensor) -> tuple[int, int]:
     return max(32, min(_MOST_QUERIES, rows)), num_keys
 
 
-def _has_flex(q: Tensor) -> bool:
-    """Whether `flex_attention` has a kernel for tensors of this kind."""
-    return q.is_cuda and q.dtype != torch.float64
+def score_mod(
+    bias: Any,
+    x_queries: Float[Tensor, "batch queries dim_x"],
+    x_points: Float[Tensor, "batch points dim_x"],
+    mask: Bool[Tensor, "batch points"] | None,
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What `flex_attention` does to the score of a pair: it adds the bias, or −∞ at padding."""
+    dim_x = x_queries.shape[-1]
+    real = x_points.new_ones(x_points.shape[:2], dtype=torch.bool) if mask is None else mask
+    # Its backward takes tensors that are indexed once.
+    parts = [part.clone() for part in bias.parts()]
+
+    def modify(score: Tensor, task: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        query = [x_queries[task, i, column] for column in range(dim_x)]
+        point = [x_points[task, j, column] for column in range(dim_x)]
+        score = score + bias.of_pairs(query, point, [part[head] for part in parts])
+        return torch.where(real[task, j], score, -torch.inf)
+
+    return modify
+
+
+def _has_flex(q: Tensor, k: Tensor, *positions: Tensor) -> bool:
+    """Whether `flex_attention` has a kernel for these tensors; it has no gradient of positions."""
+    fine = q.is_cuda and q.dtype != torch.float64 and k.shape[-2] > 0
+    return fine and not any(x.requires_grad for x in positions)
 
 
 @cache
@@ -235,23 +259,3 @@ def _compiled_flex_attention() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)
-
-
-def _flex_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Any,
-    x_queries: Tensor,
-    x_points: Tensor,
-    mask: Tensor | None,
-) -> Tensor:
-    dim_x = x_queries.shape[-1]
-
-    def score_mod(score: Tensor, task: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        query = [x_queries[task, i, column] for column in range(dim_x)]
-        point = [x_points[task, j, column] for column in range(dim_x)]
-        score = score + bias.of_pairs(query, point, head)
-        return score if mask is None else torch.where(mask[task, j], score, -torch.inf)
-
-    return _compiled_flex_attention()(q, k, v, score_mod=score_mod)

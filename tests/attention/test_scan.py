@@ -7,11 +7,12 @@ import torch
 from helpers import assert_close
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention.flex_attention import flex_attention
 
 from npbench.attention import attention_with_lse
 from npbench.attention.kernels import score_bias
 from npbench.attention.pair_bias import Bias, SummedBias
-from npbench.attention.scan import scan_attention
+from npbench.attention.scan import scan_attention, score_mod
 
 BIASES = {
     "rbf": [Bias("rbf", num_basis=3)],
@@ -156,27 +157,37 @@ def test_an_empty_chunk_is_refused() -> None:
         scan_attention(*tensors[:3], bias, *tensors[3:], chunk=(0, 4))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @every_bias
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_kernel_of_a_gpu_equals_the_chunks_of_a_cpu(name: str, masked: bool) -> None:
-    """In values and in all gradients, to what float32 allows."""
+@pytest.mark.usefixtures("as_a_user")
+def test_flex_attention_gets_the_same_scores(name: str, masked: bool) -> None:
+    bias, (q, k, v, x, points) = module(name), inputs(gradients=False)
+    mask = (torch.rand(2, 9) < 0.7) if masked else None
+    with torch.no_grad():
+        out = flex_attention(q, k, v, score_mod=score_mod(bias, x, points, mask))
+    assert_close(out, naive(q, k, v, bias, x, points, mask), 1e-10)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["rbf", "scalar", "space and time"])
+@pytest.mark.usefixtures("as_a_user")
+def test_the_kernel_of_a_gpu_equals_the_chunks_of_a_cpu(name: str) -> None:
+    """In values and in all gradients but those of positions, to what float32 allows."""
     torch.set_float32_matmul_precision("highest")
     bias = module(name).float()
     tensors = [torch.randn(2, 2, size, 16) for size in (150, 200, 200)]
-    tensors += [torch.randn(2, size, 3) for size in (150, 200)]
-    mask = (torch.rand(2, 200) < 0.7) if masked else None
-    weights = torch.randn(2, 2, 150, 16)
+    x, points = torch.randn(2, 150, 3), torch.randn(2, 200, 3)
+    mask, weights = torch.rand(2, 200) < 0.7, torch.randn(2, 2, 150, 16)
 
     def gradients(device: str) -> list[Tensor]:
         here = bias.to(device)
-        sources = [z.to(device).detach().requires_grad_() for z in tensors]
-        real = None if mask is None else mask.to(device)
-        out = scan_attention(*sources[:3], here, *sources[3:], real)
-        (out * weights.to(device)).sum().backward()
-        of_bias = [p.grad for p in here.parameters()]
         here.zero_grad()
-        return [z.cpu() for z in (out.detach(), *(z.grad for z in sources), *of_bias)]
+        sources = [z.to(device).detach().requires_grad_() for z in tensors]
+        positions = x.to(device), points.to(device), mask.to(device)
+        out = scan_attention(*sources, here, *positions)
+        (out * weights.to(device)).sum().backward()
+        results = out.detach(), *(z.grad for z in [*sources, *here.parameters()])
+        return [z.cpu() for z in results]
 
     for mine, theirs in zip(gradients("cuda"), gradients("cpu"), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
