@@ -25,9 +25,9 @@ from npbench.attention.pair_bias import SummedBias
 from npbench.attention.state import AttentionState
 from npbench.errors import InputError
 
-# Scores of one chunk, over all tasks and heads: they should fit into the caches of a CPU.
-_SCORES = 2**18
-_MOST_QUERIES = _MOST_KEYS = 512
+# The scores of one chunk over all tasks and heads, and the most queries or points of it: so many as
+# the caches of a CPU hold, or as keep a GPU busy.
+_CHUNK_OF_A_CPU, _CHUNK_OF_A_GPU = (2**18, 512), (2**24, 4096)
 
 
 def scan_attention(
@@ -43,7 +43,8 @@ def scan_attention(
     """Softmax attention with the bias of positions, in bounded memory; in float32 at least.
 
     A query that sees no point gets 0. Gradients are exact: of q, k, v, of both positions and of the
-    parameters of the bias. On CUDA it is `flex_attention`, whose kernel computes each bias.
+    parameters of the bias. On CUDA, where these two need none, it is `flex_attention`, whose kernel
+    computes each bias; its own gradients of a bias take ten times as long as chunks do.
 
     Args:
         q: queries.
@@ -73,7 +74,7 @@ def scan_attention(
         raise InputError(
             f"chunk={chunk} must be two numbers of 1 or more: of queries and of points"
         )
-    if chunk is None and _has_flex(q, k, x_queries, x_points):
+    if chunk is None and _has_flex(q, k, x_queries, x_points, *bias.parameters()):
         return _compiled_flex_attention()(
             q, k, v, score_mod=score_mod(bias, x_queries, x_points, mask)
         )
@@ -221,10 +222,11 @@ def _windows(size: int, chunk: int) -> Iterator[slice]:
 
 
 def _chunk(q: Tensor, k: Tensor) -> tuple[int, int]:
-    """Numbers of queries and of points whose scores are about `_SCORES`."""
-    num_keys = max(1, min(k.shape[-2], _MOST_KEYS))
-    rows = _SCORES // (q.shape[0] * q.shape[1] * num_keys)
-    return max(32, min(_MOST_QUERIES, rows)), num_keys
+    """Numbers of queries and of points whose scores are those of the constants above."""
+    scores, side = _CHUNK_OF_A_CPU if q.device.type == "cpu" else _CHUNK_OF_A_GPU
+    num_keys = max(1, min(k.shape[-2], side))
+    rows = scores // (q.shape[0] * q.shape[1] * num_keys)
+    return max(32, min(side, rows)), num_keys
 
 
 def score_mod(
@@ -236,8 +238,9 @@ def score_mod(
     """What `flex_attention` does to the score of a pair: it adds the bias, or −∞ at padding."""
     dim_x = x_queries.shape[-1]
     real = x_points.new_ones(x_points.shape[:2], dtype=torch.bool) if mask is None else mask
-    # Its backward takes tensors that are indexed once.
-    parts = [part.clone() for part in bias.parts()]
+    parts = bias.parts()
+    # Where queries and points are the same tensor, another kernel would be compiled.
+    x_points = x_points.clone()
 
     def modify(score: Tensor, task: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         query = [x_queries[task, i, column] for column in range(dim_x)]
@@ -248,10 +251,11 @@ def score_mod(
     return modify
 
 
-def _has_flex(q: Tensor, k: Tensor, *positions: Tensor) -> bool:
-    """Whether `flex_attention` has a kernel for these tensors; it has no gradient of positions."""
-    fine = q.is_cuda and q.dtype != torch.float64 and k.shape[-2] > 0
-    return fine and not any(x.requires_grad for x in positions)
+def _has_flex(q: Tensor, k: Tensor, *of_bias: Tensor) -> bool:
+    """Whether `flex_attention` has a fast kernel for these: not where the bias has a gradient."""
+    if not q.is_cuda or q.dtype == torch.float64 or k.shape[-2] == 0:
+        return False
+    return not (torch.is_grad_enabled() and any(z.requires_grad for z in of_bias))
 
 
 @cache

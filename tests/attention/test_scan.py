@@ -170,11 +170,13 @@ def test_flex_attention_gets_the_same_scores(name: str, masked: bool) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["rbf", "scalar", "space and time"])
+@pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.usefixtures("as_a_user")
-def test_the_kernel_of_a_gpu_equals_the_chunks_of_a_cpu(name: str) -> None:
-    """In values and in all gradients but those of positions, to what float32 allows."""
+def test_a_gpu_gives_what_a_cpu_does(name: str, learned: bool) -> None:
+    """In values and gradients, to what float32 allows: by `flex_attention`, or in chunks where the
+    bias learns."""
     torch.set_float32_matmul_precision("highest")
-    bias = module(name).float()
+    bias = module(name).float().requires_grad_(learned)
     tensors = [torch.randn(2, 2, size, 16) for size in (150, 200, 200)]
     x, points = torch.randn(2, 150, 3), torch.randn(2, 200, 3)
     mask, weights = torch.rand(2, 200) < 0.7, torch.randn(2, 2, 150, 16)
@@ -186,8 +188,8 @@ def test_the_kernel_of_a_gpu_equals_the_chunks_of_a_cpu(name: str) -> None:
         positions = x.to(device), points.to(device), mask.to(device)
         out = scan_attention(*sources, here, *positions)
         (out * weights.to(device)).sum().backward()
-        results = out.detach(), *(z.grad for z in [*sources, *here.parameters()])
-        return [z.cpu() for z in results]
+        learners = [*sources, *(here.parameters() if learned else [])]
+        return [z.cpu() for z in (out.detach(), *(z.grad for z in learners))]
 
     for mine, theirs in zip(gradients("cuda"), gradients("cpu"), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
