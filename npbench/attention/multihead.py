@@ -22,18 +22,25 @@ class MultiheadAttention(nn.Module):
         qk_norm: divide q and k of each head by their root mean square and multiply the scores by a
             learned temperature per head, initially 1 (Henry et al., 2020; Dehghani et al., 2023).
         bias: whether q, k and v have a bias too.
+        dim_head: width of a head; by default the heads split `dim_model`.
     """
 
     def __init__(
-        self, dim_model: int, num_heads: int, qk_norm: bool = False, bias: bool = False
+        self,
+        dim_model: int,
+        num_heads: int,
+        qk_norm: bool = False,
+        bias: bool = False,
+        dim_head: int | None = None,
     ) -> None:
         super().__init__()
-        if dim_model % num_heads:
+        if dim_head is None and dim_model % num_heads:
             raise InputError(f"dim_model={dim_model} does not split into num_heads={num_heads}")
         self.num_heads = num_heads
-        self.to_q = nn.Linear(dim_model, dim_model, bias=bias)
-        self.to_kv = nn.Linear(dim_model, 2 * dim_model, bias=bias)
-        self.to_out = nn.Linear(dim_model, dim_model)
+        width = dim_model if dim_head is None else num_heads * dim_head
+        self.to_q = nn.Linear(dim_model, width, bias=bias)
+        self.to_kv = nn.Linear(dim_model, 2 * width, bias=bias)
+        self.to_out = nn.Linear(width, dim_model)
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1)) if qk_norm else None
 
     def forward(

@@ -8,6 +8,7 @@ from npbench.blocks.bayesian_regression import (
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
 from npbench.blocks.embeddings import EventEmbedding
 from npbench.blocks.history import HistoryBlock
+from npbench.blocks.kernel_regression import GELUMLP, KernelRegressionBlock
 from npbench.blocks.layers import (
     MLP,
     CrossAttention,
@@ -24,6 +25,7 @@ from npbench.blocks.scales import Scales
 from npbench.blocks.second_moments import SecondMoments
 
 __all__ = [
+    "GELUMLP",
     "MLP",
     "BayesianHeads",
     "ConstantMemoryAttentionBlock",
@@ -33,6 +35,7 @@ __all__ = [
     "FeedForward",
     "FunctionPosterior",
     "HistoryBlock",
+    "KernelRegressionBlock",
     "LayerConfig",
     "Places",
     "PreNorm",

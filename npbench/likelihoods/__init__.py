@@ -1,7 +1,9 @@
 """Prediction heads: from an encoding to a distribution."""
 
+from npbench.likelihoods.categorical import CategoricalHead
 from npbench.likelihoods.gaussian import (
     DiagonalGaussian,
+    GaussianHead,
     JointGaussian,
     equal_mixture,
     independent_normal,
@@ -10,7 +12,9 @@ from npbench.likelihoods.mixture import MixtureCorrection, NormalMixture
 from npbench.likelihoods.next_event import NextEvent, NextEventHead
 
 __all__ = [
+    "CategoricalHead",
     "DiagonalGaussian",
+    "GaussianHead",
     "JointGaussian",
     "MixtureCorrection",
     "NextEvent",

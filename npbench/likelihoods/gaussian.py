@@ -25,26 +25,21 @@ from npbench.errors import InputError
 _JITTERS = [10.0**exponent for exponent in range(-8, 1)]
 
 
-class DiagonalGaussian(nn.Module):
+class GaussianHead(nn.Module):
     r"""Each target on its own: $\mathcal{N}(\mu, \sigma^2)$ with $[\mu, r] = \mathrm{MLP}(h)$.
 
     $\sigma = e^r$, or with a least value m: $\sigma = m + (1 - m)\,\mathrm{softplus}(r)$. Returns a
     distribution with the batch shape of the targets and event shape [dim_y].
 
     Args:
-        dim_in: width of h.
-        dim_hidden: width of the MLP.
-        dim_y: number of outputs.
-        depth: linear layers of the MLP.
+        mlp: from h to μ and r side by side.
         min_std: least standard deviation m, or None.
     """
 
-    def __init__(
-        self, dim_in: int, dim_hidden: int, dim_y: int, depth: int, min_std: float | None = None
-    ) -> None:
+    def __init__(self, mlp: nn.Module, min_std: float | None = None) -> None:
         super().__init__()
         self.min_std = min_std
-        self.mlp = MLP(dim_in, dim_hidden, 2 * dim_y, depth)
+        self.mlp = mlp
 
     def forward(self, encoding: Float[Tensor, "*batch target dim_in"]) -> Independent:
         return independent_normal(*self.moments(encoding))
@@ -57,6 +52,23 @@ class DiagonalGaussian(nn.Module):
         if self.min_std is None:
             return mean, raw.exp()
         return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)
+
+
+class DiagonalGaussian(GaussianHead):
+    """A `GaussianHead` whose MLP has equally wide layers.
+
+    Args:
+        dim_in: width of h.
+        dim_hidden: width of the MLP.
+        dim_y: number of outputs.
+        depth: linear layers of the MLP.
+        min_std: least standard deviation, or None.
+    """
+
+    def __init__(
+        self, dim_in: int, dim_hidden: int, dim_y: int, depth: int, min_std: float | None = None
+    ) -> None:
+        super().__init__(MLP(dim_in, dim_hidden, 2 * dim_y, depth), min_std)
 
 
 def independent_normal(

@@ -15,6 +15,7 @@ from npbench.models.locatedand import LocatedCMANPAND
 from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
+from npbench.models.tnpkr import TNPKR, TNPKRND, KernelState
 
 __all__ = [
     "ANP",
@@ -32,12 +33,15 @@ __all__ = [
     "THP",
     "TNPA",
     "TNPD",
+    "TNPKR",
+    "TNPKRND",
     "TNPND",
     "CMANPState",
     "CMHPState",
     "CNPState",
     "EventModel",
     "EventState",
+    "KernelState",
     "LocatedCMANP",
     "LocatedCMANPAND",
     "LocatedState",

@@ -40,6 +40,10 @@ _LOCATED = {
     "places": Places(-4.0, 4.0, number=9),
     "scales": Scales(pack=(0.8, 0.8, 3.0), mix=(2.0, inf), query=(1.0, 4.0)),
 }  # fmt: skip
+_KERNEL = {
+    "dim_model": 16, "num_heads": 2, "dim_head": 8, "num_layers": 2, "dim_feedforward": 16,
+    "embed_widths": (16,), "num_features": 12, "dim_hidden": 10,
+}  # fmt: skip
 SIZES = {
     "CMANP": _BLOCKS,
     "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
@@ -51,6 +55,8 @@ SIZES = {
     "TNPD": _LAYERS,
     "TNPA": _LAYERS,
     "TNPND": _LAYERS | _JOINT,
+    "TNPKR": _KERNEL,
+    "TNPKRND": _KERNEL | _JOINT,
     "CNP": _POOLED,
     "CANP": _POOLED,
     "NP": _POOLED | _SAMPLED | {"dim_latent": 4},
@@ -103,9 +109,11 @@ def small_cmanp(
 
 
 def small(name: str, dim_x: int = 2, dim_y: int = 3) -> NeuralProcess:
-    """One of `SIZES`, in evaluation mode; "NAME-lowrank" has that covariance."""
-    name, _, covariance = name.partition("-")
-    arguments = SIZES[name] | ({"covariance": covariance} if covariance else {})
+    """One of `SIZES`, in evaluation mode; "NAME-lowrank" has that covariance, and
+    "TNPKR-performer" that attention."""
+    name, _, variant = name.partition("-")
+    option = "attention" if name == "TNPKR" else "covariance"
+    arguments = SIZES[name] | ({option: variant} if variant else {})
     # In float64, in which the stack of layers leaves no doubt about what is equal.
     return getattr(models, name)(dim_x, dim_y, **arguments).double().eval()
 

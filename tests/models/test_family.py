@@ -24,6 +24,8 @@ from npbench.models.contracts.process import Evaluation, Marginals
 from npbench.task import Task
 
 LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
+# Joint models whose targets have no order.
+UNORDERED = [*LOWRANK, "TNPKRND"]
 CONSTANT = {
     "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
     "SecondMomentJointNP", "CNP", "NP",
@@ -31,7 +33,9 @@ CONSTANT = {
 JOINTLY = {"CMANPAND", "LocatedCMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
 
-every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK])
+KERNELS = ["TNPKR-deep_kernel", "TNPKR-performer"]
+
+every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK, *KERNELS])
 
 
 def points(batch: int, number: int) -> tuple[Tensor, Tensor]:
@@ -222,7 +226,7 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [n for n in SIZES if n not in JOINTLY])
+@pytest.mark.parametrize("name", [n for n in [*SIZES, *KERNELS] if n not in {*JOINTLY, "TNPKRND"}])
 @pytest.mark.parametrize("phase", ["loss", "evaluate"])
 def test_the_values_of_a_task_are_checked_once_a_step(name: str, phase: str) -> None:
     model, task = small(name), task_of()
@@ -253,6 +257,9 @@ def test_samples_are_draws_of_the_targets_values(name: str) -> None:
         "LBANP",
         "EQTNP",
         "TNPD",
+        "TNPKR",
+        "TNPKRND",
+        *KERNELS,
         "CNP",
         "CANP",
         "LBANPND",
@@ -312,7 +319,7 @@ def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name
         assert_close(permuted.mean, plain.mean[:, places], 1e-9)
         covariance = plain.covariance_matrix[:, places][:, :, places]
         assert not torch.allclose(permuted.covariance_matrix, covariance, rtol=1e-3)
-    elif name in LOWRANK:
+    elif name in UNORDERED:
         places = (3 * order[:, None] + torch.arange(3)).flatten()
         assert_close(permuted.mean, plain.mean[:, places], 1e-9)
         covariance = plain.covariance_matrix[:, places][:, :, places]
@@ -328,7 +335,7 @@ def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name
         assert_close(permuted.stddev, plain.stddev[:, order], 1e-9)
 
 
-@pytest.mark.parametrize("name", [n for n in SIZES if n not in JOINTLY])
+@pytest.mark.parametrize("name", [n for n in [*SIZES, *KERNELS] if n not in {*JOINTLY, "TNPKRND"}])
 def test_targets_do_not_see_each_other(name: str) -> None:
     model = small(name)
     state, (xt, _) = model.condition(*points(2, 6)), points(2, 4)

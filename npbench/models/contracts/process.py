@@ -73,9 +73,9 @@ class Evaluation(NamedTuple):
 def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
     """Keep the arguments of a model's `__init__` as its `hparams`, for checkpoints to hold.
 
-    An argument that is a dataclass is kept as a dictionary of its fields, which JSON and a
-    checkpoint that runs no code can hold; where a dataclass is expected, `__init__` takes such a
-    dictionary too.
+    An argument that is a dataclass is kept as a dictionary of its fields, and several of them as a
+    list of dictionaries, which JSON and a checkpoint that runs no code can hold; where a dataclass
+    is expected, `__init__` takes such a dictionary too.
     """
 
     @wraps(init)
@@ -84,14 +84,12 @@ def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
         bound.apply_defaults()
         arguments = bound.arguments
         for name, expected in get_type_hints(init).items():
-            if isinstance(arguments.get(name), dict) and (kind := _dataclass_of(expected)):
-                arguments[name] = kind(**arguments[name])
+            if kind := _dataclass_of(expected):
+                arguments[name] = _as_dataclass(arguments.get(name), kind)
         init(*bound.args, **bound.kwargs)
         # Bases record their arguments too; those of the outermost class come last, and stay.
         self.hparams = {
-            name: asdict(value) if is_dataclass(value) else value
-            for name, value in arguments.items()
-            if name != "self"
+            name: _as_dictionary(value) for name, value in arguments.items() if name != "self"
         }
 
     return recording
@@ -101,6 +99,22 @@ def _dataclass_of(annotation: Any) -> type | None:
     """The dataclass that an annotation is, or has as one of its alternatives."""
     kinds = get_args(annotation) or (annotation,)
     return next((kind for kind in kinds if is_dataclass(kind)), None)
+
+
+def _as_dataclass(value: Any, kind: type) -> Any:
+    """A dictionary as the dataclass whose fields it has, and a list of them as a list of these."""
+    if isinstance(value, list | tuple):
+        return [_as_dataclass(each, kind) for each in value]
+    return kind(**value) if isinstance(value, dict) else value
+
+
+def _as_dictionary(value: Any) -> Any:
+    """A dataclass, or a list of them, as `_as_dataclass` takes it; anything else as it is."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, list | tuple) and any(map(is_dataclass, value)):
+        return [_as_dictionary(each) for each in value]
+    return value
 
 
 class NeuralProcess(nn.Module, ABC):
