@@ -97,6 +97,8 @@ class BayesianHeads(nn.Module):
         prior_std: initial standard deviation of the functions.
         noise_std: initial σ.
         rate: of all parameters; see `Offset`.
+        smoothness: ν of each head, which then is a Matérn kernel at first; by default infinity, of
+            which the limit is the RBF kernel.
 
     Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
     Regression* (ALPaCA), WAFR 2018, which has one head and a network for features; Rasmussen and
@@ -118,6 +120,7 @@ class BayesianHeads(nn.Module):
         prior_std: float = 0.5,
         noise_std: float = 0.1,
         rate: float = 20.0,
+        smoothness: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if num_features < 1:
@@ -127,7 +130,8 @@ class BayesianHeads(nn.Module):
                 raise InputError(f"{name}={value} must be above 0")
         self.features = FourierFeatures(dim_x, num_features, lengths, rate)
         frequencies = self.features.frequencies.initial
-        log_std = 0.5 * log_spectral_weights(frequencies, lengths) + math.log(prior_std)
+        log_weight = log_spectral_weights(frequencies, lengths, smoothness)
+        log_std = 0.5 * log_weight + math.log(prior_std)
         num_heads = len(lengths)
         self.log_prior_std = Offset(log_std.clamp(min=_LOG_STD_INITIAL), rate)
         self.log_noise_std = Offset(torch.full([num_heads], math.log(noise_std)), rate)
@@ -148,8 +152,23 @@ class BayesianHeads(nn.Module):
         self, posterior: WeightPosterior | FunctionPosterior
     ) -> Float[Tensor, "batch heads"]:
         """log π, in the type of the model."""
-        evidence = self.log_temperature().exp() * posterior.log_evidence
-        return (self.logit() + evidence).log_softmax(dim=-1).to(posterior.mean.dtype)
+        return self.scores(posterior).log_softmax(dim=-1).to(posterior.mean.dtype)
+
+    def scores(
+        self, posterior: WeightPosterior | FunctionPosterior
+    ) -> Float[Tensor, "batch heads"]:
+        """$p + \\tau \\log Z$, in float64: log π, up to what all heads share."""
+        return self.logit() + self.log_temperature().exp() * posterior.log_evidence
+
+    def predict(
+        self,
+        posterior: WeightPosterior | FunctionPosterior,
+        x: Float[Tensor, "batch target dim_x"],
+    ) -> tuple[Float[Tensor, "batch target heads dim_y"], Float[Tensor, "batch target heads"]]:
+        """The mean and standard deviation of values at x, noise included."""
+        features = self.features(x)
+        variance = posterior.variance(features) + self.noise_std.square()[:, None]
+        return torch.einsum("btm,bhmd->bthd", features, posterior.mean), variance.sqrt().mT
 
     def solve(self, moments: SecondMoments) -> WeightPosterior:
         """The posterior by m equations in the weights, in float64, and then in the model's type."""
