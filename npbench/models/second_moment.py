@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
-from npbench.blocks import BayesianHeads
+from npbench.blocks import BayesianHeads, InferredNoise
 from npbench.blocks.fourier import spaced_lengths
 from npbench.likelihoods import MixtureCorrection, NormalMixture
 from npbench.models.contracts.points import Points
@@ -51,6 +51,8 @@ class SecondMomentNP(SecondMomentProcess):
         dim_feedforward: hidden width of its layers.
         likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
             and standard deviation.
+        noise: for tasks whose noise differs; each length then has a head for each of the ratios,
+            and `prior_std` is not used. By default every head has its own noise for all tasks.
 
     Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
     Regression* (ALPaCA), WAFR 2018, for regression on learned features; Rahimi and Recht, *Random
@@ -80,11 +82,15 @@ class SecondMomentNP(SecondMomentProcess):
         dim_model: int = 64,
         dim_feedforward: int = 128,
         likelihood: Literal["mixture", "gaussian"] = "mixture",
+        noise: InferredNoise | None = None,
     ) -> None:
-        lengths = spaced_lengths(num_heads, x_range, lengths)
-        heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
+        lengths, stds = spaced_lengths(num_heads, x_range, lengths), [prior_std] * num_heads
+        if noise is not None:
+            lengths, stds = noise.heads(lengths, noise_std)
+        count = None if noise is None else noise.count
+        heads = BayesianHeads(dim_x, num_features, lengths, stds, noise_std, rate, count)
         super().__init__(dim_x, dim_y, heads, likelihood)
-        self.correct = MixtureCorrection(num_heads, dim_y, dim_model, dim_feedforward)
+        self.correct = MixtureCorrection(len(lengths), dim_y, dim_model, dim_feedforward)
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
         evidence = state.posterior.log_evidence.amax(dim=-1)
@@ -137,7 +143,7 @@ class SecondMomentJointNP(SecondMomentProcess):
         mean = (features[:, None] @ posterior.mean).flatten(2)
         covariance = posterior.covariance(features)
         covariance = covariance + torch.diag_embed(
-            self.heads.noise_std.square()[:, None].expand(covariance.shape[1:3])
+            posterior.noise_std.square()[..., None].expand(covariance.shape[:3])
         )
         outputs = torch.eye(self.dim_y, dtype=xt.dtype, device=xt.device)
         normals = MultivariateNormal(

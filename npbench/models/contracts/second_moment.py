@@ -119,7 +119,7 @@ class SecondMomentProcess(SumProcess):
             mean, root = posterior.mean[task, head], posterior.root[task, head]
             weights = mean + root.mT @ torch.randn_like(mean)
             frequencies = self.heads.features.frequencies()
-            return SampledFunctions(weights, frequencies, self.heads.noise_std[head])
+            return SampledFunctions(weights, frequencies, posterior.noise_std[task, head])
 
     def _condition(self, chunks: Iterator[Points]) -> SecondMomentState:
         if not (self.training and torch.is_grad_enabled()):
