@@ -149,7 +149,7 @@ class FourierMomentNP(SumProcess):
         smoothness = [math.inf] * half + [_NU] * (num_heads - half)
         self.heads = BayesianHeads(
             dim_x, num_features, (lengths + lengths)[:num_heads], prior_std, noise_std, rate,
-            smoothness,
+            smoothness=smoothness,
         )  # fmt: skip
         self.periodic = PeriodicHeads(
             periods, x_range[1] - x_range[0], num_periodic_heads, num_harmonics, num_cells,
