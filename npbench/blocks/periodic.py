@@ -215,8 +215,9 @@ class PeriodicHeads(nn.Module):
         frequency, width = (z.expand(batch, -1) for z in (frequency, width))
         prior, noise = self._variances(moments, width, num_harmonics)
         scale = (prior / noise[..., None]).sqrt().repeat(1, 1, 1, 2)
-        precision = gram[:, :, None] * scale[..., None]
-        precision = _plus_identity(precision.mul_(scale[..., None, :]))
+        # In place, as this is what the search takes its time for.
+        precision = (gram[:, :, None] * scale[..., None]).mul_(scale[..., None, :])
+        precision.diagonal(dim1=-2, dim2=-1).add_(1.0)
         factor = torch.linalg.cholesky_ex(precision).L
         projected = targets[:, :, None] * (scale / noise.sqrt()[..., None])[..., None]
         whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
