@@ -42,7 +42,9 @@ class LogUniformPrior(UniformPrior):
         return super().rsample(torch.Size(sample_shape)).exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.log()) - value.log()
+        inside = self.support.check(value)
+        density = -value.log() - (self.high - self.low).log()
+        return density.masked_fill(~inside, -math.inf)
 
 
 class Product(ProductKernel):

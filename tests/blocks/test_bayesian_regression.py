@@ -205,10 +205,10 @@ def test_inferred_noise_is_that_of_many_points() -> None:
     for head in range(len(LENGTHS)):
         ratio = model.prior_std[head] / model.noise_std[head]
         function = features @ (ratio * torch.randn(10).double())[:, None]
-        for noise in (0.01, 0.5, 20.0):
+        for noise in (0.1, 0.5, 20.0):
             y = noise * (function + torch.randn_like(function))
             posterior = model.solve(SecondMoments.of(features, y))
-            assert posterior.noise_std[0, head].item() == pytest.approx(noise, rel=0.03)
+            assert posterior.noise_std[0, head].item() == pytest.approx(noise, rel=0.1)
 
 
 @pytest.mark.parametrize("smoothness", [0.5, 2.5])
