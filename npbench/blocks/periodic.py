@@ -132,6 +132,10 @@ class PeriodicHeads(nn.Module):
         self.log_scale = Offset(torch.tensor([math.log(2.0), 2 * math.log(prior_std)]), rate)
 
     @property
+    def num_heads(self) -> int:
+        return len(self.log_spectrum.initial)
+
+    @property
     def num_harmonics(self) -> int:
         return self.log_spectrum.initial.shape[-1] - 1
 
@@ -175,29 +179,23 @@ class PeriodicHeads(nn.Module):
 
     def _search(self, moments: FourierMoments, temperature: Tensor) -> _Cells:
         low, high = self.frequencies
-        width = (high - low) / self.num_cells
-        frequency = low + width * (torch.arange(self.num_cells, device=moments.count.device) + 0.5)
-        frequency = frequency.double()[None]
-        num_rounds, most = len(_ROUNDS), self.num_harmonics
-        few = min(_FEW_HARMONICS, most)
-        width = torch.full_like(frequency, width)
-        cells = self._cells(moments, temperature, frequency, width, few)
-        for i, number in enumerate(_ROUNDS):
-            num_harmonics = few + round((most - few) * (i + 1) / num_rounds)
+        centre = (torch.arange(self.num_cells, device=moments.count.device) + 0.5).double()
+        width = torch.full_like(centre, (high - low) / self.num_cells)[None]
+        few, most = min(_FEW_HARMONICS, self.num_harmonics), self.num_harmonics
+        cells = self._cells(moments, temperature, low + width * centre, width, few)
+        part = torch.arange(_PARTS, device=centre.device) - (_PARTS - 1) / 2
+        for i, number in enumerate(_ROUNDS, start=1):
             best = cells.score.logsumexp(dim=-1).topk(min(number, self.num_cells)).indices
-            width = cells.width.gather(1, best)[..., None].expand(-1, -1, _PARTS) / _PARTS
-            offset = torch.arange(_PARTS, device=best.device) - (_PARTS - 1) / 2
-            frequency = cells.frequency.gather(1, best)[..., None] + offset * width
-            new = self._cells(
-                moments, temperature, frequency.flatten(1), width.flatten(1), num_harmonics
+            frequency, width = (z.gather(1, best) for z in (cells.frequency, cells.width))
+            frequency = (frequency[..., None] + part * width[..., None] / _PARTS).flatten(1)
+            width = (width / _PARTS).repeat_interleave(_PARTS, dim=1)
+            num_harmonics = few + round((most - few) * i / len(_ROUNDS))
+            new = self._cells(moments, temperature, frequency, width, num_harmonics)
+            # The cells that are split are there no more.
+            left = cells.score.scatter(
+                1, best[..., None].expand(-1, -1, self.num_heads), -torch.inf
             )
-            split = torch.zeros_like(cells.width, dtype=torch.bool).scatter(1, best, True)
-            left = _Cells(
-                cells.frequency,
-                cells.width,
-                cells.score.masked_fill(split[..., None], -torch.inf),
-            )
-            pairs = zip(left.tensors(), new.tensors())
+            pairs = (cells.frequency, new.frequency), (cells.width, new.width), (left, new.score)
             cells = _Cells(*(torch.cat(pair, dim=1) for pair in pairs))
         return cells
 

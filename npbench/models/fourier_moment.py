@@ -35,10 +35,9 @@ class FourierPosterior(TensorRecord):
 
 @dataclass(frozen=True, eq=False)
 class FourierMomentState(SumState):
-    """The transform of the context, and what follows from it."""
+    """The transform of the context, and the `FourierPosterior` that follows from it."""
 
     moments: FourierMoments
-    posterior: FourierPosterior | None
 
     def merge(self, other: "FourierMomentState") -> "FourierMomentState":
         """The state of the union of two contexts: a sum, exact in any order and tree of merges.
@@ -60,8 +59,8 @@ class FourierMomentState(SumState):
         cls, tensors: Mapping[str, Tensor], notes: Mapping[str, str]
     ) -> "FourierMomentState":
         names = "squares", "count", "points", "outputs"
-        grid = FrequencyGrid(**json.loads(notes["grid"]))
-        return cls(FourierMoments(*(tensors[f"moments.{name}"] for name in names), grid), None)
+        sums = {name: tensors[f"moments.{name}"] for name in names}
+        return cls(FourierMoments(**sums, grid=FrequencyGrid(**json.loads(notes["grid"]))), None)
 
 
 class FourierMomentNP(SumProcess):
@@ -145,10 +144,10 @@ class FourierMomentNP(SumProcess):
         if dim_x != 1:
             raise InputError(f"dim_x={dim_x} must be 1: FourierMomentNP takes one input")
         half = (num_heads + 1) // 2
-        lengths = spaced_lengths(half, x_range, lengths)
+        spaced = spaced_lengths(half, x_range, lengths)
         smoothness = [math.inf] * half + [_NU] * (num_heads - half)
         self.heads = BayesianHeads(
-            dim_x, num_features, (lengths + lengths)[:num_heads], prior_std, noise_std, rate,
+            dim_x, num_features, (spaced + spaced)[:num_heads], prior_std, noise_std, rate,
             smoothness=smoothness,
         )  # fmt: skip
         self.periodic = PeriodicHeads(

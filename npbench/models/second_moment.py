@@ -53,6 +53,8 @@ class SecondMomentNP(SecondMomentProcess):
             and standard deviation.
         noise: for tasks whose noise differs; each length then has a head for each of the ratios,
             and `prior_std` is not used. By default every head has its own noise for all tasks.
+        corrected: whether the network corrects the mixture. Without it, predictions from any number
+            of points, and of any noise, are those of Bayesian regression itself.
 
     Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
     Regression* (ALPaCA), WAFR 2018, for regression on learned features; Rahimi and Recht, *Random
@@ -83,6 +85,7 @@ class SecondMomentNP(SecondMomentProcess):
         dim_feedforward: int = 128,
         likelihood: Literal["mixture", "gaussian"] = "mixture",
         noise: InferredNoise | None = None,
+        corrected: bool = True,
     ) -> None:
         lengths, stds = spaced_lengths(num_heads, x_range, lengths), [prior_std] * num_heads
         if noise is not None:
@@ -90,11 +93,15 @@ class SecondMomentNP(SecondMomentProcess):
         count = None if noise is None else noise.count
         heads = BayesianHeads(dim_x, num_features, lengths, stds, noise_std, rate, count)
         super().__init__(dim_x, dim_y, heads, likelihood)
-        self.correct = MixtureCorrection(len(lengths), dim_y, dim_model, dim_feedforward)
+        self.correct = None
+        if corrected:
+            self.correct = MixtureCorrection(len(lengths), dim_y, dim_model, dim_feedforward)
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
-        evidence = state.posterior.log_evidence.amax(dim=-1)
         mixture = self._bayesian_mixture(state.posterior, xt)
+        if self.correct is None:
+            return mixture
+        evidence = state.posterior.log_evidence.amax(dim=-1)
         return self.correct(mixture, state.moments.count, evidence)
 
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,8 @@ from npbench.models.contracts.process import (
 )
 from npbench.models.contracts.saved_state import SavedState
 
+AnyState = TypeVar("AnyState", bound="SumState")
+
 # Relative to what was there before, what subtraction may leave below 0 by rounding.
 _ROUNDING = 1e-9
 
@@ -40,7 +42,7 @@ class SumState(SavedState):
     moments: Sums
     posterior: Any
 
-    def merge(self, other: "SumState") -> "SumState":
+    def merge(self: AnyState, other: AnyState) -> AnyState:
         """The state of the union of two contexts: a sum, exact in any order and tree of merges.
 
         Raises:
@@ -148,7 +150,7 @@ class SumProcess(NeuralProcess):
                 "never absorbed them"
             ) from error
 
-    def _condition(self, chunks: Iterator[Points]) -> SumState:
+    def _condition(self, chunks: Iterator[Points]) -> Any:
         return merge_all(map(self._absorb, chunks), finish=self._state)
 
     def _update(self, state: SumState, points: Points) -> SumState:
