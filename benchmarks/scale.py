@@ -1,4 +1,4 @@
-"""Far more points than in training: error, log-likelihood and coverage as the context grows.
+r"""Far more points than in training: error, log-likelihood and coverage as the context grows.
 
     python -m benchmarks.scale runs/gp/located/version_0 runs/gp/second-moment/version_0
 
@@ -9,13 +9,18 @@ log-likelihood, if the function were known, is that of the noise alone.
 
 Options ask for other noise than the tasks had in training (`--noise`), for inputs that are all
 shifted (`--shift`), and for a range that is so many times as wide (`--width`); the places of a
-`LocatedCMANP` move and grow with them (`on`).
+`LocatedCMANP` move and grow with them (`on`). Several values, with commas in between, make one
+table:
+
+    python -m benchmarks.scale runs/gp/stream/version_0 --noise 0.02,0.1,0.5 \
+        --shift 0,10,0 --width 1,1,3
 """
 
 import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +32,7 @@ from torch import Tensor
 from npbench.commands.checkpoints import find, load
 from npbench.commands.tables import table_of
 from npbench.metrics import Coverage
-from npbench.models import LocatedCMANP, NeuralProcess
+from npbench.models import FourierMomentNP, LocatedCMANP, NeuralProcess
 from npbench.models.contracts.process import evaluating
 
 _CHUNK = 16_384
@@ -76,40 +81,53 @@ class NoisyFunction:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="checkpoints, or the folders of runs")
-    parser.add_argument("--sizes", default="50,500,5000,50000,500000", help="of the context, N")
+    parser.add_argument(
+        "--sizes", type=_numbers, default="50,500,5000,50000,500000", help="of the context, N"
+    )
     parser.add_argument("--length", type=float, default=0.3)
     parser.add_argument("--scale", type=float, default=0.7)
-    parser.add_argument("--noise", type=float, default=0.02)
+    parser.add_argument("--noise", type=_numbers, default="0.02")
     parser.add_argument("--functions", type=int, default=8)
-    parser.add_argument("--shift", type=float, default=0.0)
-    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--shift", type=_numbers, default="0", help="as many as of --width")
+    parser.add_argument("--width", type=_numbers, default="1")
     options = parser.parse_args()
-    low, high = options.shift - 2 * options.width, options.shift + 2 * options.width
-    functions = options.length, options.scale, options.noise, low, high
-    noise_alone = -0.5 * math.log(2 * math.pi * math.e * options.noise**2)
     table = table_of(
-        ["model", "N", "RMSE", "log-lik.", "95 %"],
-        f"{options.functions} functions of length {options.length} and scale {options.scale} on "
-        f"[{low:g}, {high:g}], noise {options.noise}; RMSE to the function itself; the noise alone "
-        f"has a log-likelihood of {noise_alone:.3f}",
+        ["model", "range", "noise", "N", "RMSE", "log-lik.", "noise alone", "95 %"],
+        f"{options.functions} functions of length {options.length} and scale {options.scale}; RMSE "
+        f"to the function itself",
     )
     rows = []
     for run in options.runs:
-        model = load(find(run))
-        if isinstance(model, LocatedCMANP):
-            model = model.on(low, high)
-        for size in map(int, map(float, options.sizes.split(","))):
-            drawn = [NoisyFunction(*functions, seed) for seed in range(options.functions)]
-            row = {"model": type(model).__name__, "N": size, **measure(model, size, drawn)}
-            rows.append(row)
-            table.add_row(
-                row["model"], f"{size:,}", f"{row['rmse']:.4f}", f"{row['log_likelihood']:.3f}",
-                f"{row['coverage']:.1%}",
-            )  # fmt: skip
+        trained = load(find(run))
+        for shift, width in zip(options.shift, options.width, strict=True):
+            low, high = shift - 2 * width, shift + 2 * width
+            model = trained
+            if isinstance(model, LocatedCMANP | FourierMomentNP):
+                model = model.on(low, high)
+            for noise, size in product(options.noise, map(int, options.sizes)):
+                functions = [
+                    NoisyFunction(options.length, options.scale, noise, low, high, seed)
+                    for seed in range(options.functions)
+                ]
+                row = {
+                    "model": type(model).__name__, "run": str(run), "low": low, "high": high,
+                    "noise": noise, "N": size, **measure(model, size, functions),
+                    "noise_alone": -0.5 * math.log(2 * math.pi * math.e * noise**2),
+                }  # fmt: skip
+                rows.append(row)
+                table.add_row(
+                    row["model"], f"[{low:g}, {high:g}]", f"{noise:g}", f"{size:,}",
+                    f"{row['rmse']:.4f}", f"{row['log_likelihood']:.3f}",
+                    f"{row['noise_alone']:.3f}", f"{row['coverage']:.1%}",
+                )  # fmt: skip
     Console().print(table)
     out = Path("runs/benchmarks")
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out / "scale.csv", index=False)
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
 
 
 def measure(model: NeuralProcess, size: int, functions: list[NoisyFunction]) -> dict[str, float]:

@@ -1,13 +1,16 @@
 """GPyTorch kernels whose hyper-parameters have priors, from which each task draws its own."""
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
-from gpytorch.kernels import Kernel, ProductKernel, RBFKernel, ScaleKernel
-from gpytorch.priors import UniformPrior
+from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, RBFKernel, ScaleKernel
+from gpytorch.priors import Prior, UniformPrior
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints
 
 
 class SquaredUniformPrior(UniformPrior):
@@ -25,11 +28,102 @@ class SquaredUniformPrior(UniformPrior):
         return super().log_prob(root) - (2 * root).log()
 
 
+class LogUniformPrior(UniformPrior):
+    """A variable whose logarithm is uniform, on [a, b) with a above 0."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__(math.log(a), math.log(b))
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low.exp(), self.high.exp())
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return super().rsample(torch.Size(sample_shape)).exp()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = self.support.check(value)
+        density = -value.log() - (self.high - self.low).log()
+        return density.masked_fill(~inside, -math.inf)
+
+
 class Product(ProductKernel):
     """The product of kernels, which come as one list, so that a YAML file can write them."""
 
     def __init__(self, kernels: list[Kernel]) -> None:
         super().__init__(*kernels)
+
+
+class Sum(AdditiveKernel):
+    """The sum of kernels, which come as one list."""
+
+    def __init__(self, kernels: list[Kernel]) -> None:
+        super().__init__(*kernels)
+
+
+class Noise(Kernel):
+    r"""$\sigma^2$ where two inputs are the same point, else 0: noise of a deviation with a prior.
+
+    Each task then has noise of its own, beside the `noise_std` that all tasks share.
+
+    Args:
+        std_prior: of σ.
+    """
+
+    def __init__(self, std_prior: Prior) -> None:
+        super().__init__()
+        self.register_parameter("std", nn.Parameter(torch.ones(1)))
+        self.register_prior("std_prior", std_prior, _std, _set_std)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        variance = self.std.square()
+        if diag:
+            return variance.expand(x1.shape[:-1])
+        same = (x1[..., :, None, :] == x2[..., None, :, :]).all(dim=-1)
+        return variance[..., None] * same
+
+
+class OneOf(Kernel):
+    """One of several kernels, which each task draws with equal chances.
+
+    Args:
+        kernels: any, each with its own priors.
+    """
+
+    def __init__(self, kernels: list[Kernel]) -> None:
+        super().__init__()
+        self.kernels = nn.ModuleList(kernels)
+        self.register_parameter("choice", nn.Parameter(torch.zeros(1)))
+        self.register_prior(
+            "choice_prior", UniformPrior(0.0, float(len(kernels))), _choice, _set_choice
+        )
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        index = self.choice.floor().clamp(max=len(self.kernels) - 1)
+        if not diag:
+            index = index[..., None]
+        total = torch.zeros(())
+        for i, kernel in enumerate(self.kernels):
+            values = kernel(x1, x2, diag=diag, **params)
+            values = values if isinstance(values, Tensor) else values.to_dense()
+            total = total + (index == i) * values
+        return total
+
+
+def _std(module: Noise) -> Tensor:
+    return module.std
+
+
+def _set_std(module: Noise, value: Tensor) -> None:
+    module.initialize(std=value)
+
+
+def _choice(module: OneOf) -> Tensor:
+    return module.choice
+
+
+def _set_choice(module: OneOf, value: Tensor) -> None:
+    module.initialize(choice=value)
 
 
 def released_rbf(length: tuple[float, float] = (0.1, 0.6)) -> Kernel:

@@ -106,6 +106,14 @@ class CompactKernel(Lengths):
         soft = F.logsigmoid(log_mass)
         return (-2 * _POWER * torch.expm1(soft / _POWER)).clamp(min=1e-12).sqrt()
 
+    def log_mass(self, density: float, dim_x: int) -> Float[Tensor, "heads 1"]:
+        r"""The logarithm of the weights' sum where so many points lie in each unit of volume.
+
+        It is that of $e^{-r^2/2}$, $\log \rho + d \log(\sqrt{2\pi}\, \ell_h)$, in d inputs.
+        """
+        length = math.sqrt(2 * math.pi) / self.rates
+        return (math.log(density) + dim_x * length.log())[:, None]
+
 
 def compact(
     squared_distances: Float[Tensor, "*batch places points"], rates: Float[Tensor, "*heads 1 1"]

@@ -3,6 +3,7 @@
 from npbench.blocks.bayesian_regression import (
     BayesianHeads,
     FunctionPosterior,
+    InferredNoise,
     WeightPosterior,
 )
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
@@ -35,6 +36,7 @@ __all__ = [
     "FeedForward",
     "FunctionPosterior",
     "HistoryBlock",
+    "InferredNoise",
     "KernelRegressionBlock",
     "LayerConfig",
     "Places",

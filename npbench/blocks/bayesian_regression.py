@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,6 +30,7 @@ class WeightPosterior(TensorRecord):
 
     mean: Float[Tensor, "batch heads m dim_y"]
     root: Float[Tensor, "batch heads m m"]
+    noise_std: Float[Tensor, "batch heads"]
     log_evidence: Float[Tensor, "batch heads"]
 
     def variance(
@@ -60,6 +61,7 @@ class FunctionPosterior(TensorRecord):
     prior_std: Float[Tensor, "batch heads m"]
     gain: Float[Tensor, "batch heads points m"]
     inverse: Float[Tensor, "batch heads points points"]
+    noise_std: Float[Tensor, "batch heads"]
     log_evidence: Float[Tensor, "batch heads"]
 
     def variance(
@@ -69,6 +71,37 @@ class FunctionPosterior(TensorRecord):
         explained = (explained * (self.inverse @ explained)).sum(dim=-2)
         prior = self.prior_std.square() @ features.square().mT
         return (prior - explained).clamp(min=0.0)
+
+
+@dataclass(frozen=True)
+class InferredNoise:
+    """Noise that is inferred task by task, where it differs from one to the next.
+
+    The scale of the functions then is that of the noise times a ratio, so that heads of several
+    ratios share each length.
+
+    Args:
+        ratios: initial ratios of the functions' standard deviation to that of the noise.
+        count: number of observations that the prior of the noise is worth at first.
+
+    Example:
+        >>> InferredNoise(ratios=(0.5, 5.0)).heads([0.1, 0.4], noise_std=0.1)
+        ([0.1, 0.1, 0.4, 0.4], [0.05, 0.5, 0.05, 0.5])
+    """
+
+    ratios: tuple[float, ...] = (0.5, 4.0, 30.0)
+    count: float = 2.0
+
+    def heads(self, lengths: Sequence[float], noise_std: float) -> tuple[list[float], list[float]]:
+        """The length and the prior standard deviation of each head.
+
+        Raises:
+            InputError: if there are no ratios.
+        """
+        if not self.ratios:
+            raise InputError("noise.ratios=() must have one ratio or more")
+        pairs = [(length, noise_std * ratio) for length in lengths for ratio in self.ratios]
+        return [length for length, _ in pairs], [std for _, std in pairs]
 
 
 class BayesianHeads(nn.Module):
@@ -90,13 +123,29 @@ class BayesianHeads(nn.Module):
     learned: the frequencies, $\log s$ (common to a frequency's cosine and sine), $\log \sigma$, p
     and $\log \tau$. Initially head h is an RBF kernel of length $\ell_h$.
 
+    With `noise_count` $\nu_h$, which is learned too, a task has a noise of its own, whose variance
+    has an inverse-gamma prior with the mean $\sigma_h^2$; and the functions' standard deviations
+    are those that $s_h$ says times the ratio κ of the task's noise to $\sigma_h$. With
+    $q = c / \sigma^2 - u^\top T b / \sigma$ and dim_y = d outputs, the posterior mean of the
+    variance, and the evidence, are
+
+    $$\kappa^2 \sigma_h^2 = \sigma_h^2 \frac{\nu + q}{\nu + n d}, \qquad
+      Z_h \propto \frac{\Gamma(a + \frac{nd}2)}{\Gamma(a)}
+      \frac{(\nu / 2)^a}{(\nu / 2 + q / 2)^{a + nd/2}}, \qquad a = \frac \nu 2 + 1$$
+
+    and predictions are normal, with that variance, where the exact ones have Student's law.
+
     Args:
         dim_x: number of inputs.
         num_features: number F of frequencies.
         lengths: $\ell_1, …, \ell_H$.
-        prior_std: initial standard deviation of the functions.
+        prior_std: initial standard deviation of the functions, of all heads or of each.
         noise_std: initial σ.
         rate: of all parameters; see `Offset`.
+        noise_count: initial ν, the number of observations that the prior of the noise is worth; by
+            default the noise is that of the head.
+        smoothness: ν of each head, which then is a Matérn kernel at first; by default infinity, of
+            which the limit is the RBF kernel.
 
     Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
     Regression* (ALPaCA), WAFR 2018, which has one head and a network for features; Rasmussen and
@@ -115,24 +164,34 @@ class BayesianHeads(nn.Module):
         dim_x: int,
         num_features: int,
         lengths: Sequence[float],
-        prior_std: float = 0.5,
+        prior_std: float | Sequence[float] = 0.5,
         noise_std: float = 0.1,
         rate: float = 20.0,
+        noise_count: float | None = None,
+        smoothness: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if num_features < 1:
             raise InputError(f"num_features={num_features} must be 1 or more")
-        for name, value in (("prior_std", prior_std), ("noise_std", noise_std), ("rate", rate)):
+        num_heads = len(lengths)
+        stds = [prior_std] * num_heads if isinstance(prior_std, float | int) else list(prior_std)
+        positive = {"noise_std": noise_std, "rate": rate, "prior_std": min(stds)}
+        if noise_count is not None:
+            positive["noise_count"] = noise_count
+        for name, value in positive.items():
             if not value > 0:
                 raise InputError(f"{name}={value} must be above 0")
         self.features = FourierFeatures(dim_x, num_features, lengths, rate)
         frequencies = self.features.frequencies.initial
-        log_std = 0.5 * log_spectral_weights(frequencies, lengths) + math.log(prior_std)
-        num_heads = len(lengths)
+        log_weight = log_spectral_weights(frequencies, lengths, smoothness)
+        log_std = 0.5 * log_weight + torch.tensor(stds).log()[:, None]
         self.log_prior_std = Offset(log_std.clamp(min=_LOG_STD_INITIAL), rate)
         self.log_noise_std = Offset(torch.full([num_heads], math.log(noise_std)), rate)
         self.logit = Offset(torch.zeros(num_heads), rate)
         self.log_temperature = Offset(torch.zeros(()), rate)
+        self.log_noise_count = None
+        if noise_count is not None:
+            self.log_noise_count = Offset(torch.full([num_heads], math.log(noise_count)), rate)
 
     @property
     def noise_std(self) -> Float[Tensor, "heads"]:
@@ -148,8 +207,23 @@ class BayesianHeads(nn.Module):
         self, posterior: WeightPosterior | FunctionPosterior
     ) -> Float[Tensor, "batch heads"]:
         """log π, in the type of the model."""
-        evidence = self.log_temperature().exp() * posterior.log_evidence
-        return (self.logit() + evidence).log_softmax(dim=-1).to(posterior.mean.dtype)
+        return self.scores(posterior).log_softmax(dim=-1).to(posterior.mean.dtype)
+
+    def scores(
+        self, posterior: WeightPosterior | FunctionPosterior
+    ) -> Float[Tensor, "batch heads"]:
+        """$p + \\tau \\log Z$, in float64: log π, up to what all heads share."""
+        return self.logit() + self.log_temperature().exp() * posterior.log_evidence
+
+    def predict(
+        self,
+        posterior: WeightPosterior | FunctionPosterior,
+        x: Float[Tensor, "batch target dim_x"],
+    ) -> tuple[Float[Tensor, "batch target heads dim_y"], Float[Tensor, "batch target heads"]]:
+        """The mean and standard deviation of values at x, noise included."""
+        features = self.features(x)
+        variance = posterior.variance(features) + posterior.noise_std.square()[..., None]
+        return torch.einsum("btm,bhmd->bthd", features, posterior.mean), variance.sqrt().mT
 
     def solve(self, moments: SecondMoments) -> WeightPosterior:
         """The posterior by m equations in the weights, in float64, and then in the model's type."""
@@ -161,12 +235,13 @@ class BayesianHeads(nn.Module):
             for z in (torch.diag_embed(prior_std).expand_as(factor), projected)
         )
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-        explained = whitened.square().sum(dim=(-2, -1))
+        misfit = _misfit(moments, noise_std, whitened.square().sum(dim=(-2, -1)))
+        number = moments.squares.shape[-1] * moments.count[:, None]
+        ratio, log_evidence = self._with_noise(misfit, number, log_det, moments.squares.shape[-1])
+        mean, root = root.mT @ whitened, ratio[..., None, None] * root
         dtype = self.features.frequencies.theta.dtype
         return WeightPosterior(
-            (root.mT @ whitened).to(dtype),
-            root.to(dtype),
-            _log_evidence(moments, noise_std, log_det, explained),
+            mean.to(dtype), root.to(dtype), (ratio * noise_std).to(dtype), log_evidence
         )
 
     def solve_by_points(
@@ -187,11 +262,16 @@ class BayesianHeads(nn.Module):
         gain = scaled * prior_std[:, None]
         solved = inverse @ y[:, None] / noise_std[:, None, None]
         misfit = (y[:, None] * solved).sum(dim=(-2, -1)) / noise_std
-        log_evidence = -0.5 * (
-            y.shape[-1] * (num_points[:, None] * _log_two_pi_variance(noise_std) + log_det) + misfit
+        number = y.shape[-1] * num_points[:, None]
+        ratio, log_evidence = self._with_noise(misfit, number, log_det, y.shape[-1])
+        return FunctionPosterior(
+            gain.mT @ solved,
+            ratio[..., None] * prior_std,
+            ratio[..., None, None] * gain,
+            inverse,
+            ratio * noise_std,
+            log_evidence.double(),
         )
-        prior_std = prior_std.expand(len(y), -1, -1)
-        return FunctionPosterior(gain.mT @ solved, prior_std, gain, inverse, log_evidence.double())
 
     def log_evidence(self, moments: SecondMoments) -> Float[Tensor, "batch heads"]:
         """$\\log Z$, without the rest of the posterior."""
@@ -199,7 +279,31 @@ class BayesianHeads(nn.Module):
         precision, projected = _equations(moments, prior_std, noise_std)
         inverse, log_det = inverse_and_log_det(precision)
         explained = (projected * (inverse @ projected)).sum(dim=(-2, -1))
-        return _log_evidence(moments, noise_std, log_det, explained)
+        number, dim_y = (
+            moments.squares.shape[-1] * moments.count[:, None],
+            moments.squares.shape[-1],
+        )
+        return self._with_noise(_misfit(moments, noise_std, explained), number, log_det, dim_y)[1]
+
+    def _with_noise(
+        self,
+        misfit: Float[Tensor, "batch heads"],
+        number: Real[Tensor, "batch 1"],
+        log_det: Float[Tensor, "batch heads"],
+        dim_y: int,
+    ) -> tuple[Float[Tensor, "batch heads"], Float[Tensor, "batch heads"]]:
+        """κ and $\\log Z$, from q, nd and log det P."""
+        noise_std = self.noise_std.to(misfit.dtype)
+        normaliser = number * (math.log(2 * math.pi) + 2 * noise_std.log()) + dim_y * log_det
+        if self.log_noise_count is None:
+            return torch.ones_like(misfit), -0.5 * (normaliser + misfit)
+        half = self.log_noise_count().to(misfit.dtype).exp() / 2
+        shape, rest = half + 1, half + misfit.clamp(min=0.0) / 2
+        density = (
+            torch.lgamma(shape + number / 2) - torch.lgamma(shape)
+            + shape * half.log() - (shape + number / 2) * rest.log()
+        )  # fmt: skip
+        return (rest / (half + number / 2)).sqrt(), density - 0.5 * normaliser
 
 
 def _equations(
@@ -212,17 +316,11 @@ def _equations(
     return _plus_identity(precision), projected
 
 
-def _log_evidence(
-    moments: SecondMoments, noise_std: Tensor, log_det: Tensor, explained: Tensor
+def _misfit(
+    moments: SecondMoments, noise_std: Tensor, explained: Tensor
 ) -> Float[Tensor, "batch heads"]:
-    dim_y = moments.squares.shape[-1]
-    misfit = moments.squares.sum(dim=-1)[:, None] / noise_std.square() - explained
-    normaliser = moments.count[:, None] * _log_two_pi_variance(noise_std) + log_det
-    return -0.5 * (dim_y * normaliser + misfit)
-
-
-def _log_two_pi_variance(std: Tensor) -> Tensor:
-    return math.log(2 * math.pi) + 2 * std.log()
+    """q."""
+    return moments.squares.sum(dim=-1)[:, None] / noise_std.square() - explained
 
 
 def _plus_identity(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

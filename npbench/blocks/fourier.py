@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from npbench.errors import InputError
+
 
 class Offset(nn.Module):
     r"""A parameter that is learned as an offset: $v = v_0 + \rho\, \theta$, with θ from 0.
@@ -85,15 +87,27 @@ def fourier_features(
 
 
 def log_spectral_weights(
-    frequencies: Float[Tensor, "features dim_x"], lengths: Sequence[float]
+    frequencies: Float[Tensor, "features dim_x"],
+    lengths: Sequence[float],
+    smoothness: Sequence[float] | None = None,
 ) -> Float[Tensor, "lengths features"]:
-    r"""The logarithms of weights, of sum 1, with which initial frequencies make RBF kernels.
+    r"""The logarithms of weights, of sum 1, with which initial frequencies make Matérn kernels.
 
-    They are importance weights: $\omega_{hk} \propto \mathcal{N}(W_k; 0, I / \ell_h^2) / q(W_k)$
-    with q as of `FourierFeatures`.
+    They are importance weights: $\omega_{hk} \propto p_h(W_k) / q(W_k)$ with q as of
+    `FourierFeatures`, and p the spectral density of a kernel of length $\ell_h$ and smoothness
+    $\nu_h$, which is infinite by default: that of the RBF kernel, $\mathcal{N}(0, I / \ell_h^2)$.
+
+    $$p_h(w) \propto (1 + \ell_h^2 |w|^2 / 2 \nu_h)^{-(\nu_h + d / 2)}$$
     """
-    proposal = _log_normals(frequencies, 2 / _column(lengths)).logsumexp(dim=0)
-    return (_log_normals(frequencies, 1 / _column(lengths)) - proposal).log_softmax(dim=-1)
+    length = _column(lengths)
+    proposal = _log_normals(frequencies, 2 / length).logsumexp(dim=0)
+    density = _log_normals(frequencies, 1 / length)
+    if smoothness is not None:
+        nu = _column(smoothness)
+        squares = (length * frequencies.norm(dim=-1)).square()
+        tails = -(nu + frequencies.shape[-1] / 2) * (squares / (2 * nu)).log1p()
+        density = torch.where(nu.isinf(), density, tails)
+    return (density - proposal).log_softmax(dim=-1)
 
 
 def _initial_frequencies(
@@ -122,3 +136,27 @@ def _log_normals(
 
 def _column(lengths: Sequence[float]) -> Float[Tensor, "lengths 1"]:
     return torch.tensor(lengths, dtype=torch.float32)[:, None]
+
+
+def spaced_lengths(
+    num_heads: int, x_range: tuple[float, float], lengths: tuple[float, float] | None
+) -> list[float]:
+    """The initial lengths of heads, evenly spaced in the logarithm.
+
+    Args:
+        num_heads: number of lengths.
+        x_range: where the inputs lie, in each dimension.
+        lengths: the shortest and the longest; by default 1/40 and 1/4 of the width of `x_range`.
+
+    Raises:
+        InputError: if there is no such list.
+    """
+    if num_heads < 1:
+        raise InputError(f"num_heads={num_heads} must be 1 or more")
+    if not x_range[0] < x_range[1]:
+        raise InputError(f"x_range={x_range} must go from a number to a greater one")
+    width = x_range[1] - x_range[0]
+    low, high = (width / 40, width / 4) if lengths is None else lengths
+    if not 0 < low <= high:
+        raise InputError(f"lengths={lengths} must be the shortest and the longest, above 0")
+    return torch.logspace(math.log10(low), math.log10(high), num_heads).tolist()

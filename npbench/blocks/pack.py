@@ -50,6 +50,8 @@ class Pack(nn.Module):
         lengths: initial length of each head.
         offsets: where each head looks, from the place.
         content: number of places that have queries, or None.
+        max_density: number of points in a unit of volume beyond which λ grows no more, so that far
+            more points than in training are read as what training has shown.
     """
 
     offsets: Tensor
@@ -63,10 +65,12 @@ class Pack(nn.Module):
         lengths: Sequence[float],
         offsets: Float[Tensor, "heads dim_x"],
         content: int | None = None,
+        max_density: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads = len(lengths)
         self.dim_head = dim_head
+        self.max_density = max_density
         self.kernel = CompactKernel(lengths)
         self.register_buffer("offsets", offsets.to(torch.get_default_dtype()), persistent=False)
         dim_in = dim_y if content is None else dim_x + dim_y
@@ -147,6 +151,8 @@ class Pack(nn.Module):
         out = rotary(self.sites(places)).undo(state.out)
         floor = state.lse.new_tensor(_FLOOR)
         level = torch.logaddexp(state.lse, floor)
+        if self.max_density is not None:
+            level = level.minimum(self.kernel.log_mass(self.max_density, self.offsets.shape[-1]))
         known, share = (state.lse - floor).sigmoid()[..., None], level.sigmoid()
         size = level.sign() * level.abs().log1p() / 2
         numbers = torch.stack([share, self.kernel.distances(level), size], dim=-1)

@@ -6,18 +6,17 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from npbench.structure import TensorRecord
+from npbench.blocks.sums import Sums
 
 
 @dataclass(frozen=True, eq=False)
-class SecondMoments(TensorRecord):
+class SecondMoments(Sums):
     r"""All that Bayesian linear regression asks of points with features φ, in float64:
 
     $$A = \sum_n \varphi_n \varphi_n^\top, \qquad b = \sum_n \varphi_n y_n^\top, \qquad
       c = \sum_n y_n^2, \qquad n$$
 
-    Sums form a commutative group: `merge` adds and `remove` subtracts, both exact but for rounding,
-    in any order. `products` holds the upper triangle of A, row by row.
+    `products` holds the upper triangle of A, row by row.
 
     Example:
         >>> features, y = torch.randn(2, 10, 4), torch.randn(2, 10, 1)
@@ -28,8 +27,6 @@ class SecondMoments(TensorRecord):
 
     products: Float[Tensor, "batch triangle"]
     targets: Float[Tensor, "batch m dim_y"]
-    squares: Float[Tensor, "batch dim_y"]
-    count: Integer[Tensor, "batch"]
 
     @classmethod
     def of(
@@ -44,9 +41,19 @@ class SecondMoments(TensorRecord):
         if mask is not None:
             features, y = (z.masked_fill(~mask[..., None], 0.0) for z in (features, y))
             count = mask.sum(dim=-1)
-        rows, columns = _triangle(features.shape[-1], features.device)
-        gram = features.mT @ features
-        return cls(gram[:, rows, columns], features.mT @ y, y.square().sum(dim=1), count)
+        return cls.of_gram(features.mT @ features, features.mT @ y, y.square().sum(dim=1), count)
+
+    @classmethod
+    def of_gram(
+        cls,
+        gram: Float[Tensor, "batch m m"],
+        targets: Float[Tensor, "batch m dim_y"],
+        squares: Float[Tensor, "batch dim_y"],
+        count: Integer[Tensor, "batch"],
+    ) -> "SecondMoments":
+        """These sums, given the whole of A."""
+        rows, columns = _triangle(gram.shape[-1], gram.device)
+        return cls(squares, count, gram[:, rows, columns], targets)
 
     @property
     def gram(self) -> Float[Tensor, "batch m m"]:
@@ -56,16 +63,6 @@ class SecondMoments(TensorRecord):
         index = torch.empty(m, m, dtype=torch.long, device=self.products.device)
         index[rows, columns] = index[columns, rows] = torch.arange(len(rows), device=index.device)
         return self.products[:, index]
-
-    def merge(self, other: "SecondMoments") -> "SecondMoments":
-        """The sums over both sets of points."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
-        return SecondMoments(*(mine + theirs for mine, theirs in pairs))
-
-    def remove(self, other: "SecondMoments") -> "SecondMoments":
-        """The sums without the other's points, which these have in them."""
-        pairs = zip(self.tensors(), other.tensors(), strict=True)
-        return SecondMoments(*(mine - theirs for mine, theirs in pairs))
 
 
 def _triangle(size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from npbench.models.conditional import CANP, CNP, CNPState
 from npbench.models.contracts import EventModel, EventState, NeuralProcess, State
 from npbench.models.contracts.second_moment import SampledFunctions, SecondMomentState
 from npbench.models.eqtnp import EQTNP
+from npbench.models.fourier_moment import FourierMomentNP, FourierMomentState
 from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
 from npbench.models.located import LocatedCMANP, LocatedState
@@ -41,6 +42,8 @@ __all__ = [
     "CNPState",
     "EventModel",
     "EventState",
+    "FourierMomentNP",
+    "FourierMomentState",
     "KernelState",
     "LocatedCMANP",
     "LocatedCMANPAND",

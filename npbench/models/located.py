@@ -95,6 +95,8 @@ class LocatedCMANP(ConstantMemoryProcess):
             The model then knows where inputs are, not only how far apart.
         dropout: rate after each feed-forward layer.
         bound_std: keep the standard deviation above 0.05.
+        max_density: for streams: number of context points in a unit of volume beyond which a place
+            counts no more of them, so that it knows from training what so many points mean.
         context_chunk_size: as of `CMANP`, with 65,536 points at a time where it is None and no
             gradients are recorded.
 
@@ -127,6 +129,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         dropout: float = 0.0,
         bound_std: bool = False,
         context_chunk_size: int | None = None,
+        max_density: float | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -134,6 +137,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         scales.check(num_heads)
         # Of inputs the places tell what is far; they may be moved after training.
         self.watch.watched = range(dim_x, dim_x + dim_y)
+        if max_density is not None and not max_density > 0:
+            raise InputError(f"max_density={max_density} must be above 0")
         self.places = places.resolved(dim_x)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, norm_residual=False)
         dim_head = dim_model // num_heads
@@ -143,6 +148,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         self.pack = Pack(
             dim_x, dim_y, dim_model, dim_head, scales.pack,
             offsets(scales.pack, self.locations.step, dim_x), num_places if content else None,
+            max_density,
         )  # fmt: skip
         self.mix = LocatedMix(config, scales.mix, num_layers)
         self.decoder = LocatedDecoder(config, scales.query, num_query_layers)

@@ -1,6 +1,5 @@
 """SecondMomentNP: Bayesian regression from sums over the context, corrected by a network."""
 
-import math
 from typing import Literal
 
 import torch
@@ -8,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, MultivariateNormal
 
-from npbench.blocks import BayesianHeads
-from npbench.errors import InputError
-from npbench.likelihoods import MixtureCorrection, NormalMixture, independent_normal
+from npbench.blocks import BayesianHeads, InferredNoise
+from npbench.blocks.fourier import spaced_lengths
+from npbench.likelihoods import MixtureCorrection, NormalMixture
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import (
     Evaluation,
@@ -52,6 +51,10 @@ class SecondMomentNP(SecondMomentProcess):
         dim_feedforward: hidden width of its layers.
         likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
             and standard deviation.
+        noise: for tasks whose noise differs; each length then has a head for each of the ratios,
+            and `prior_std` is not used. By default every head has its own noise for all tasks.
+        corrected: whether the network corrects the mixture. Without it, predictions from any number
+            of points, and of any noise, are those of Bayesian regression itself.
 
     Source: Harrison, Sharma and Pavone, *Meta-Learning Priors for Efficient Online Bayesian
     Regression* (ALPaCA), WAFR 2018, for regression on learned features; Rahimi and Recht, *Random
@@ -81,24 +84,24 @@ class SecondMomentNP(SecondMomentProcess):
         dim_model: int = 64,
         dim_feedforward: int = 128,
         likelihood: Literal["mixture", "gaussian"] = "mixture",
+        noise: InferredNoise | None = None,
+        corrected: bool = True,
     ) -> None:
-        lengths = _spaced_lengths(num_heads, x_range, lengths)
-        heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
-        super().__init__(dim_x, dim_y, heads)
-        if likelihood not in ("mixture", "gaussian"):
-            raise InputError(f'likelihood={likelihood!r} must be "mixture" or "gaussian"')
-        self.likelihood = likelihood
-        self.correct = MixtureCorrection(num_heads, dim_y, dim_model, dim_feedforward)
-
-    def _query(self, state: SecondMomentState, xt: Tensor) -> Distribution:
-        mixture = self._mixture(state, xt)
-        if self.likelihood == "gaussian":
-            return independent_normal(*mixture.moments)
-        return mixture.distribution
+        lengths, stds = spaced_lengths(num_heads, x_range, lengths), [prior_std] * num_heads
+        if noise is not None:
+            lengths, stds = noise.heads(lengths, noise_std)
+        count = None if noise is None else noise.count
+        heads = BayesianHeads(dim_x, num_features, lengths, stds, noise_std, rate, count)
+        super().__init__(dim_x, dim_y, heads, likelihood)
+        self.correct = None
+        if corrected:
+            self.correct = MixtureCorrection(len(lengths), dim_y, dim_model, dim_feedforward)
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
-        evidence = state.posterior.log_evidence.amax(dim=-1)
         mixture = self._bayesian_mixture(state.posterior, xt)
+        if self.correct is None:
+            return mixture
+        evidence = state.posterior.log_evidence.amax(dim=-1)
         return self.correct(mixture, state.moments.count, evidence)
 
 
@@ -137,7 +140,7 @@ class SecondMomentJointNP(SecondMomentProcess):
         noise_std: float = 0.1,
         rate: float = 20.0,
     ) -> None:
-        lengths = _spaced_lengths(num_heads, x_range, lengths)
+        lengths = spaced_lengths(num_heads, x_range, lengths)
         heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
         super().__init__(dim_x, dim_y, heads)
 
@@ -147,7 +150,7 @@ class SecondMomentJointNP(SecondMomentProcess):
         mean = (features[:, None] @ posterior.mean).flatten(2)
         covariance = posterior.covariance(features)
         covariance = covariance + torch.diag_embed(
-            self.heads.noise_std.square()[:, None].expand(covariance.shape[1:3])
+            posterior.noise_std.square()[..., None].expand(covariance.shape[:3])
         )
         outputs = torch.eye(self.dim_y, dtype=xt.dtype, device=xt.device)
         normals = MultivariateNormal(
@@ -175,18 +178,3 @@ class SecondMomentJointNP(SecondMomentProcess):
         functions = self.sample_functions(state, num_samples)
         values = functions(xt)
         return values + functions.noise_std[..., None, None] * torch.randn_like(values)
-
-
-def _spaced_lengths(
-    num_heads: int, x_range: tuple[float, float], lengths: tuple[float, float] | None
-) -> list[float]:
-    """The heads' initial lengths, evenly spaced in the logarithm."""
-    if num_heads < 1:
-        raise InputError(f"num_heads={num_heads} must be 1 or more")
-    if not x_range[0] < x_range[1]:
-        raise InputError(f"x_range={x_range} must go from a number to a greater one")
-    width = x_range[1] - x_range[0]
-    low, high = (width / 40, width / 4) if lengths is None else lengths
-    if not 0 < low <= high:
-        raise InputError(f"lengths={lengths} must be the shortest and the longest, above 0")
-    return torch.logspace(math.log10(low), math.log10(high), num_heads).tolist()

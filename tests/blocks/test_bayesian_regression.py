@@ -148,3 +148,76 @@ def test_without_points_the_prior_remains() -> None:
     assert_close(posterior.variance(phi)[0, :, 0], expected)
     assert not posterior.log_evidence.any()
     assert math.isclose(model.log_weights(posterior).exp().sum().item(), 1.0)
+
+
+# Noise that is inferred
+
+
+def noisy_heads() -> BayesianHeads:
+    model = BayesianHeads(1, 5, LENGTHS, [0.5, 0.2, 1.0], 0.3, rate=1.0, noise_count=3.0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.double()
+
+
+def test_inferred_noise_is_the_posterior_of_an_inverse_gamma_prior() -> None:
+    """By numerical integration over the variance: the evidence, and the mean of the variance."""
+    model = noisy_heads()
+    x, y = random_points(1, 6, dim_y=2, dtype=torch.float64)
+    posterior = model.solve(SecondMoments.of(model.features(x), y))
+    f = model.features(x)[0]
+    for head in range(len(LENGTHS)):
+        half = model.log_noise_count()[head].exp() / 2
+        scale = model.noise_std[head].square()
+        # The logarithm of the variance, with its measure.
+        grid = torch.linspace(-14, 12, 4001, dtype=torch.float64)
+        prior = torch.distributions.InverseGamma(half + 1, half * scale).log_prob(grid.exp()) + grid
+        shape = (f * (model.prior_std[head] / model.noise_std[head]).square()) @ f.T + torch.eye(6)
+        normal = MultivariateNormal(torch.zeros(6).double(), shape * grid.exp()[:, None, None])
+        log_density = prior + sum(normal.log_prob(y[0, :, i]) for i in range(2))
+        step = (grid[1] - grid[0]).log()
+        evidence = log_density.logsumexp(0) + step
+        assert_close(posterior.log_evidence[0, head], evidence, 1e-6)
+        variance = (log_density.softmax(0) * grid.exp()).sum()
+        assert_close(posterior.noise_std[0, head].square(), variance, 1e-6)
+
+
+@pytest.mark.parametrize("num_points", [0, 1, 6, 30])
+def test_both_forms_infer_one_noise(num_points: int) -> None:
+    model = noisy_heads()
+    x, y = random_points(2, num_points, dim_y=2, dtype=torch.float64)
+    mask = torch.rand(2, num_points) < 0.8
+    features = model.features(x)
+    by_points = model.solve_by_points(features, y, mask)
+    by_weights = model.solve(SecondMoments.of(features, y, mask))
+    xt = torch.randn(2, 4, 1, dtype=torch.float64)
+    for mine, theirs in zip(model.predict(by_points, xt), model.predict(by_weights, xt)):
+        assert_close(mine, theirs, 1e-8)
+    for name in ("noise_std", "log_evidence"):
+        assert_close(getattr(by_points, name), getattr(by_weights, name), 1e-8)
+
+
+def test_inferred_noise_is_that_of_many_points() -> None:
+    """Of functions with the ratio to the noise that a head expects, whatever the noise is."""
+    model = noisy_heads()
+    x, _ = random_points(1, 20_000, dtype=torch.float64)
+    features = model.features(x)
+    for head in range(len(LENGTHS)):
+        ratio = model.prior_std[head] / model.noise_std[head]
+        function = features @ (ratio * torch.randn(10).double())[:, None]
+        for noise in (0.1, 0.5, 20.0):
+            y = noise * (function + torch.randn_like(function))
+            posterior = model.solve(SecondMoments.of(features, y))
+            assert posterior.noise_std[0, head].item() == pytest.approx(noise, rel=0.1)
+
+
+@pytest.mark.parametrize("smoothness", [0.5, 2.5])
+def test_initial_heads_may_be_matern_kernels(smoothness: float) -> None:
+    lengths = [0.1, 1.0]
+    frequencies = FourierFeatures(1, 4096, lengths, rate=1.0).frequencies.initial
+    weights = log_spectral_weights(frequencies, lengths, [torch.inf, smoothness])[1].exp()
+    distance = torch.linspace(0, 2, 9)
+    found = (weights * (distance[:, None] * frequencies[:, 0]).cos()).sum(dim=-1)
+    scaled = math.sqrt(2 * smoothness) * distance
+    polynomial = 1 + scaled + scaled**2 / 3 if smoothness == 2.5 else 1
+    assert_close(found, polynomial * (-scaled).exp(), 0.03)

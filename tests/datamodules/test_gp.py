@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -11,7 +12,16 @@ from torch.distributions import MultivariateNormal, Normal
 
 from datamodules import Curriculum, GPDataModule
 from datamodules.gaussian_process import GPDraw, realise
-from datamodules.kernels import Product, RandomKernel, SquaredUniformPrior, released_rbf
+from datamodules.kernels import (
+    LogUniformPrior,
+    Noise,
+    OneOf,
+    Product,
+    RandomKernel,
+    SquaredUniformPrior,
+    Sum,
+    released_rbf,
+)
 from datamodules.loading import Part
 from npbench import Exact, Task
 
@@ -43,6 +53,14 @@ def product() -> Kernel:
     )
 
 
+def noisy() -> Kernel:
+    return Sum([released_rbf(), Noise(LogUniformPrior(0.01, 1.0))])
+
+
+def one_of() -> Kernel:
+    return OneOf([released_rbf(), ScaleKernel(matern()), noisy()])
+
+
 def ard() -> Kernel:
     return RBFKernel(ard_num_dims=2, lengthscale_prior=UniformPrior(0.1, 0.6))
 
@@ -63,6 +81,8 @@ KERNELS = pytest.mark.parametrize(
         (matern, 1),
         (periodic, 1),
         (product, 1),
+        (noisy, 1),
+        (one_of, 1),
         (gamma, 1),
         (ard, 2),
         (ard_with_a_range_per_input, 2),
@@ -481,6 +501,30 @@ def test_exact_answers_are_right_for_every_kernel(
         with torch.no_grad():
             covariance = alone(x).to_dense() + 0.02**2 * torch.eye(len(x))
         assert_exact(task, covariance)
+
+
+def test_each_task_draws_one_of_the_kernels() -> None:
+    """With equal chances; its covariance is that of this kernel."""
+    kernel = RandomKernel(OneOf([fixed_rbf(scale=1.0), fixed_rbf(scale=2.0), fixed_rbf(scale=3.0)]))
+    x = torch.zeros(3000, 1, 1, dtype=torch.float64)
+    variance = kernel.covariance(x, kernel.draw(3000)).flatten().round()
+    values, counts = variance.unique(return_counts=True)
+    assert values.tolist() == [1.0, 4.0, 9.0]
+    assert ((counts - 1000).abs() < 5 * (3000 * 2 / 9) ** 0.5).all()
+
+
+def test_noise_of_a_tasks_own_is_log_uniform_and_on_every_value() -> None:
+    kernel = RandomKernel(Noise(LogUniformPrior(0.01, 1.0)))
+    x = torch.randn(2000, 3, 1, dtype=torch.float64)
+    hyperparameters = kernel.draw(2000)
+    std = hyperparameters[0][:, 0]
+    covariance = kernel.covariance(x, hyperparameters)
+    assert_close(covariance, std.square()[:, None, None] * torch.eye(3, dtype=torch.float64))
+    level = (std.log() / math.log(0.01)).sort().values
+    assert_close(level, torch.linspace(0, 1, 2000, dtype=torch.float64), 0.05)
+    prior = LogUniformPrior(0.01, 1.0)
+    grid = torch.linspace(0.0101, 0.999, 100_000)
+    assert prior.log_prob(grid).exp().mean() * 0.989 == pytest.approx(1.0, abs=0.02)
 
 
 @KERNELS

@@ -65,7 +65,13 @@ SIZES = {
     "BANP": _POOLED | _SAMPLED,
     "SecondMomentNP": _MOMENTS | {"dim_model": 16, "dim_feedforward": 16},
     "SecondMomentJointNP": _MOMENTS,
-}
+    "FourierMomentNP": _MOMENTS | {
+        "x_range": (-9.0, 9.0), "lengths": (0.5, 2.0), "periods": (0.5, 2.0), "num_harmonics": 3,
+        "num_periodic_heads": 2, "num_cells": 16, "num_experts": (4, 3),
+    },
+}  # fmt: skip
+# Those whose points have one input; all others take two as well.
+ONE_INPUT = {"FourierMomentNP"}
 
 
 # Small models of the paper's official code, and what they compute: tests/golden/README.md.
@@ -108,10 +114,15 @@ def small_cmanp(
     return CMANP(dim_x, dim_y, **(sizes | arguments)).to(dtype).eval()
 
 
-def small(name: str, dim_x: int = 2, dim_y: int = 3) -> NeuralProcess:
+def small(name: str, dim_x: int | None = None, dim_y: int = 3) -> NeuralProcess:
     """One of `SIZES`, in evaluation mode; "NAME-lowrank" has that covariance, and
-    "TNPKR-performer" that attention."""
+    "TNPKR-performer" that attention.
+
+    It takes two inputs unless it takes only one, or `dim_x` says otherwise.
+    """
     name, _, variant = name.partition("-")
+    if dim_x is None:
+        dim_x = 1 if name in ONE_INPUT else 2
     option = "attention" if name == "TNPKR" else "covariance"
     arguments = SIZES[name] | ({option: variant} if variant else {})
     # In float64, in which the stack of layers leaves no doubt about what is equal.

@@ -28,7 +28,7 @@ LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
 UNORDERED = [*LOWRANK, "TNPKRND"]
 CONSTANT = {
     "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
-    "SecondMomentJointNP", "CNP", "NP",
+    "SecondMomentJointNP", "FourierMomentNP", "CNP", "NP",
 }  # fmt: skip
 JOINTLY = {"CMANPAND", "LocatedCMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
@@ -38,12 +38,12 @@ KERNELS = ["TNPKR-deep_kernel", "TNPKR-performer"]
 every_model = pytest.mark.parametrize("name", [*SIZES, *LOWRANK, *KERNELS])
 
 
-def points(batch: int, number: int) -> tuple[Tensor, Tensor]:
-    return random_points(batch, number, dim_x=2, dim_y=3, dtype=torch.float64)
+def points(model: NeuralProcess, batch: int, number: int) -> tuple[Tensor, Tensor]:
+    return random_points(batch, number, model.dim_x, dim_y=3, dtype=torch.float64)
 
 
-def task_of(batch: int = 2, context: int = 7, target: int = 5) -> Task:
-    return random_task(batch, context, target, dim_x=2, dim_y=3, dtype=torch.float64)
+def task_of(model: NeuralProcess, batch: int = 2, context: int = 7, target: int = 5) -> Task:
+    return random_task(batch, context, target, dim_x=model.dim_x, dim_y=3, dtype=torch.float64)
 
 
 def seeded(function: Callable, *arguments: object) -> object:
@@ -58,7 +58,7 @@ def assert_same(actual: Evaluation | Marginals, expected: Evaluation | Marginals
 
 
 def assert_same_state(model: NeuralProcess, actual: State, expected: State) -> None:
-    xt, _ = points(expected.batch_size, 5)
+    xt, _ = points(model, expected.batch_size, 5)
     assert_same(seeded(model.marginals, actual, xt), seeded(model.marginals, expected, xt))
 
 
@@ -93,7 +93,7 @@ def test_every_public_neural_process_is_tested_here() -> None:
 @pytest.mark.parametrize("sizes", [(4, 3), (0, 4), (4, 0), (1, 1)])
 def test_updating_equals_conditioning_on_the_union(name: str, sizes: tuple[int, int]) -> None:
     model = small(name)
-    (x1, y1), (x2, y2) = (points(2, size) for size in sizes)
+    (x1, y1), (x2, y2) = (points(model, 2, size) for size in sizes)
     updated = model.update(model.condition(x1, y1), x2, y2)
     assert_same_state(
         model, updated, model.condition(torch.cat([x1, x2], 1), torch.cat([y1, y2], 1))
@@ -103,7 +103,7 @@ def test_updating_equals_conditioning_on_the_union(name: str, sizes: tuple[int, 
 @every_model
 def test_updating_with_masks_equals_conditioning_on_the_real_points(name: str) -> None:
     model = small(name)
-    x, y = points(2, 9)
+    x, y = points(model, 2, 9)
     mask = torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1]).bool().expand(2, -1)
     expected = model.condition(x[:, mask[0]], y[:, mask[0]])
     first, second = slice(0, 4), slice(4, 9)
@@ -121,7 +121,7 @@ def test_updating_with_masks_equals_conditioning_on_the_real_points(name: str) -
 @every_model
 def test_a_context_may_come_in_chunks(name: str) -> None:
     model = small(name)
-    x, y = points(2, 9)
+    x, y = points(model, 2, 9)
     whole = model.condition(x, y)
     chunks = [(x[:, :2], y[:, :2]), (x[:, 2:2], y[:, 2:2]), (x[:, 2:], y[:, 2:])]
     assert_same_state(model, model.condition(iter(chunks)), whole)
@@ -131,7 +131,7 @@ def test_a_context_may_come_in_chunks(name: str) -> None:
 @every_model
 def test_the_order_of_the_context_changes_nothing(name: str) -> None:
     model = small(name)
-    x, y = points(2, 9)
+    x, y = points(model, 2, 9)
     order = torch.randperm(9)
     assert_same_state(model, model.condition(x[:, order], y[:, order]), model.condition(x, y))
 
@@ -139,7 +139,8 @@ def test_the_order_of_the_context_changes_nothing(name: str) -> None:
 @every_model
 @pytest.mark.parametrize("scattered", [False, True])
 def test_padding_equals_truncation(name: str, scattered: bool) -> None:
-    model, task = small(name), task_of()
+    model = small(name)
+    task = task_of(model)
     places = torch.randperm(11) if scattered else torch.arange(11)
     longer = padded(task, places)
     evaluation = seeded(model.evaluate, task)
@@ -154,7 +155,7 @@ def test_padding_equals_truncation(name: str, scattered: bool) -> None:
 @every_model
 def test_a_context_that_is_all_padding_is_empty(name: str) -> None:
     model = small(name)
-    x, y = points(2, 4)
+    x, y = points(model, 2, 4)
     none = torch.zeros(2, 4, dtype=torch.bool)
     empty = model.condition(x[:, :0], y[:, :0])
     assert_same_state(model, model.condition(x, y, none), empty)
@@ -166,7 +167,7 @@ def test_the_edges_have_finite_predictions_and_gradients(
     name: str, context: int, target: int
 ) -> None:
     model = small(name).train()
-    task = task_of(context=context, target=target)
+    task = task_of(model, context=context, target=target)
     model.loss(task).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
@@ -182,7 +183,7 @@ def test_a_padded_batch_equals_its_tasks_one_by_one(name: str) -> None:
     """Of all sizes, so that some have no targets left where others do."""
     model = small(name)
     sizes = [(0, 5), (7, 1), (4, 3), (1, 2)]
-    tasks = [task_of(1, context, target) for context, target in sizes]
+    tasks = [task_of(model, 1, context, target) for context, target in sizes]
     rows = [padded(task, torch.randperm(9)) for task in tasks]
     names = ("xc", "yc", "xt", "yt", "context_mask", "target_mask")
     together = Task(*(torch.cat([getattr(row, name) for row in rows]) for name in names))
@@ -201,13 +202,14 @@ def test_a_padded_batch_equals_its_tasks_one_by_one(name: str) -> None:
 def test_the_loss_reaches_every_parameter(name: str) -> None:
     """So that no parameter is one that DDP waits for in vain."""
     model = small(name).train()
-    model.loss(task_of()).backward()
+    model.loss(task_of(model)).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
 @every_model
 def test_evaluating_agrees_with_log_likelihood_and_marginals(name: str) -> None:
-    model, task = small(name), task_of()
+    model = small(name)
+    task = task_of(model)
     evaluation = seeded(model.evaluate, task)
     assert_close(seeded(model.log_likelihood, task), evaluation.log_likelihood, 1e-9)
     state = model.condition(task.xc, task.yc)
@@ -229,7 +231,8 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("name", [n for n in [*SIZES, *KERNELS] if n not in {*JOINTLY, "TNPKRND"}])
 @pytest.mark.parametrize("phase", ["loss", "evaluate"])
 def test_the_values_of_a_task_are_checked_once_a_step(name: str, phase: str) -> None:
-    model, task = small(name), task_of()
+    model = small(name)
+    task = task_of(model)
     with HostReads() as reads:
         getattr(model, phase)(task)
     assert reads.count == 1
@@ -237,7 +240,8 @@ def test_the_values_of_a_task_are_checked_once_a_step(name: str, phase: str) -> 
 
 @every_model
 def test_samples_are_draws_of_the_targets_values(name: str) -> None:
-    model, task = small(name), task_of(target=4)
+    model = small(name)
+    task = task_of(model, target=4)
     state = model.condition(task.xc, task.yc)
     samples = model.sample(state, task.xt, num_samples=6)
     assert samples.shape == (6, 2, 4, 3)
@@ -268,7 +272,8 @@ def test_samples_are_draws_of_the_targets_values(name: str) -> None:
     ],
 )
 def test_samples_are_draws_from_query(name: str) -> None:
-    model, task = small(name), task_of(target=2)
+    model = small(name)
+    task = task_of(model, target=2)
     state = model.condition(task.xc, task.yc)
     dist = model.query(state, task.xt)
     away = model.sample(state, task.xt, 4000).reshape(4000, 2, -1) - dist.mean.reshape(2, -1)
@@ -282,16 +287,16 @@ def test_samples_are_draws_from_query(name: str) -> None:
 @every_model
 def test_the_state_grows_unless_its_model_streams(name: str) -> None:
     model = small(name)
-    few, many = (model.condition(*points(2, n)).nbytes for n in (10, 100))
+    few, many = (model.condition(*points(model, 2, n)).nbytes for n in (10, 100))
     assert (few == many) == (name.partition("-")[0] in CONSTANT)
 
 
 @every_model
 def test_a_state_can_be_moved_detached_and_repeated(name: str) -> None:
     model = small(name)
-    state = model.condition(*points(2, 6))
+    state = model.condition(*points(model, 2, 6))
     assert_same_state(model, state.to("cpu").detach(), state)
-    xt, _ = points(2, 4)
+    xt, _ = points(model, 2, 4)
     repeated = state.repeat(3)
     assert repeated.batch_size == 6
     if name not in RANDOM:
@@ -310,8 +315,8 @@ def test_the_recorded_arguments_rebuild_the_model(name: str) -> None:
 @every_model
 def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name: str) -> None:
     model = small(name)
-    state = model.condition(*points(2, 6))
-    xt, _ = points(2, 5)
+    state = model.condition(*points(model, 2, 6))
+    xt, _ = points(model, 2, 5)
     order = torch.randperm(5)
     plain, permuted = seeded(model.query, state, xt), seeded(model.query, state, xt[:, order])
     if name in JOINTLY:  # tril cuts the factor of the covariance along the order
@@ -338,7 +343,7 @@ def test_permuting_the_targets_permutes_what_does_not_depend_on_their_order(name
 @pytest.mark.parametrize("name", [n for n in [*SIZES, *KERNELS] if n not in {*JOINTLY, "TNPKRND"}])
 def test_targets_do_not_see_each_other(name: str) -> None:
     model = small(name)
-    state, (xt, _) = model.condition(*points(2, 6)), points(2, 4)
+    state, (xt, _) = model.condition(*points(model, 2, 6)), points(model, 2, 4)
     together = seeded(model.marginals, state, xt)
     for target in range(4):
         alone = seeded(model.marginals, state, xt[:, [target]])
@@ -348,7 +353,7 @@ def test_targets_do_not_see_each_other(name: str) -> None:
 @every_model
 def test_a_state_stays_as_it_was(name: str) -> None:
     model = small(name)
-    state, (x, y) = model.condition(*points(2, 6)), points(2, 4)
+    state, (x, y) = model.condition(*points(model, 2, 6)), points(model, 2, 4)
     before = state.map(torch.clone)
     model.query(state, x)
     model.sample(state, x, 2)
@@ -358,7 +363,8 @@ def test_a_state_stays_as_it_was(name: str) -> None:
 
 @every_model
 def test_only_some_likelihoods_depend_on_the_order_of_the_targets(name: str) -> None:
-    model, task = small(name), task_of()
+    model = small(name)
+    task = task_of(model)
     order = torch.tensor([4, 2, 0, 1, 3])
     permuted = Task(task.xc, task.yc, task.xt[:, order], task.yt[:, order])
     likelihood, other = (seeded(model.log_likelihood, each) for each in (task, permuted))
