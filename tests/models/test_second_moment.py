@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from npbench import Task
-from npbench.blocks import FunctionPosterior, WeightPosterior
+from npbench.blocks import FunctionPosterior, InferredNoise, WeightPosterior
 from npbench.models import CMANPState, SecondMomentJointNP, SecondMomentNP, SecondMomentState
 from npbench.models.contracts.second_moment import SecondMomentProcess
 
@@ -356,3 +356,48 @@ def test_gradients_flow_through_updates_and_forgetting(name: str) -> None:
     for a, b in zip(mine, expected, strict=True):
         assert_close(a, b, 1e-7)
     assert gradients(model, model.loss(shorter))
+
+
+# Noise of each task's own
+
+
+def streaming(dtype: torch.dtype = torch.float64) -> SecondMomentNP:
+    noise = InferredNoise(ratios=(0.5, 5.0))
+    model = SecondMomentNP(1, 1, num_features=8, num_heads=3, noise=noise, corrected=False)
+    return model.to(dtype).eval()
+
+
+def test_inferred_noise_has_a_head_for_each_length_and_ratio() -> None:
+    model = streaming()
+    assert model.heads.log_prior_std().shape == (6, 8)
+    again = SecondMomentNP(**model.hparams)
+    assert again.heads.log_noise_count().shape == (6,)
+    task = random_task(2, 7, 5, dtype=torch.float64)
+    mixture = model.query(model.condition(task.xc, task.yc), task.xt).component_distribution
+    assert mixture.mean.shape == (2, 5, 6, 1)
+    with pytest.raises(ValueError, match=r"noise\.ratios="):
+        SecondMomentNP(1, 1, noise=InferredNoise(ratios=()))
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.5, 5.0])
+def test_intervals_hold_what_they_say_of_any_noise(noise: float) -> None:
+    """Without training: the noise is inferred, from however many points."""
+    torch.manual_seed(0)
+    model = SecondMomentNP(1, 1, noise=InferredNoise(), corrected=False, num_heads=6).eval()
+    for number in (1000, 100_000):
+        x = 4 * torch.rand(1, number + 2000, 1) - 2
+        y = (3 * x).sin() + noise * torch.randn_like(x)
+        with torch.no_grad():
+            state = model.condition(x[:, 2000:], y[:, 2000:])
+            mean, std = model.marginals(state, x[:, :2000])
+        held = ((y[:, :2000] - mean).abs() < 1.96 * std).float().mean()
+        assert 0.93 < held < 0.97
+
+
+def test_sums_that_infer_noise_forget_and_merge() -> None:
+    model = streaming()
+    x, y = random_points(1, 30, dtype=torch.float64)
+    state = model.condition(x[:, :10], y[:, :10])
+    merged = model.merge(model.condition(x[:, 10:], y[:, 10:]), state)
+    assert_same(model, merged, model.condition(x, y))
+    assert_same(model, model.forget(merged, x[:, 10:], y[:, 10:]), state)
