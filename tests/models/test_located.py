@@ -327,6 +327,31 @@ def test_the_standard_deviation_is_bounded_on_request() -> None:
     assert (model(x, y, x).stddev >= 0.05).all()
 
 
+def test_beyond_the_greatest_density_more_points_of_the_same_change_nothing() -> None:
+    """Places count them no more; below it the model is as without one."""
+    model, bounded = (located(max_density=density) for density in (None, 10.0))
+    bounded.load_state_dict(model.state_dict())
+    xt = torch.linspace(-2, 2, 9).reshape(1, 9, 1)
+    x = torch.linspace(-4, 4, 400).reshape(1, 400, 1)
+    y = (2 * x).sin()
+    changes = {}
+    with torch.no_grad():
+        for each in (model, bounded):
+            states = [each.condition(x.repeat(1, n, 1), y.repeat(1, n, 1)) for n in (1, 4)]
+            once, often = (each.marginals(state, xt) for state in states)
+            changes[each] = max((a - b).abs().max().item() for a, b in zip(once, often))
+        few = x[:, ::50], y[:, ::50]
+        for mine, theirs in zip(
+            bounded.marginals(bounded.condition(*few), xt),
+            model.marginals(model.condition(*few), xt),
+            strict=True,
+        ):
+            assert_close(mine, theirs, 1e-6)
+    assert changes[bounded] < 1e-5 < 1e-3 < changes[model]
+    with pytest.raises(ValueError, match="max_density=0"):
+        located(max_density=0.0)
+
+
 def test_muon_takes_no_place_length_or_temperature_for_a_matrix() -> None:
     model = located(2, content=True, places=Places(learned=True))
     muon, adam = (group["params"] for group in MuonAdam(model.parameters()).param_groups)
