@@ -143,6 +143,8 @@ class FourierMomentNP(SumProcess):
         super().__init__(dim_x, dim_y, likelihood)
         if dim_x != 1:
             raise InputError(f"dim_x={dim_x} must be 1: FourierMomentNP takes one input")
+        # Of inputs there is a range of its own.
+        self.watch.watched = range(dim_x, dim_x + dim_y)
         half = (num_heads + 1) // 2
         spaced = spaced_lengths(half, x_range, lengths)
         smoothness = [math.inf] * half + [_NU] * (num_heads - half)
@@ -193,6 +195,7 @@ class FourierMomentNP(SumProcess):
         model.heads = self.heads
         for name, module in self.periodic.named_children():
             setattr(model.periodic, name, module)
+        model.watch = self.watch
         return model
 
     def _absorb(self, points: Points) -> FourierMoments:
