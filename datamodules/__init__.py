@@ -1,5 +1,6 @@
 """Data modules. Every batch of theirs is an `npbench.Task` or an `npbench.EventSequences`."""
 
+from datamodules.epidemics import SIRDataModule
 from datamodules.events import (
     EventSequenceDataModule,
     HawkesProcess,
@@ -22,5 +23,6 @@ __all__ = [
     "PointProcess",
     "PoissonProcess",
     "RenewalProcess",
+    "SIRDataModule",
     "SyntheticEventDataModule",
 ]

@@ -35,6 +35,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     badges = tmp_path_factory.mktemp("stackoverflow")
     write_badges(badges)
     options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
+    options["sir"] = ["--data.size", "16", "--data.min_context", "8", "--data.max_context", "32",
+                      "--data.num_targets", "64", *few]  # fmt: skip
     options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
     return options
 

@@ -60,7 +60,7 @@ def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
     if model.state_class is None:
         raise InputError(
             f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files; "
-            f"condition and query take CMANP, LocatedCMANP, SecondMomentNP and their kin"
+            f"condition and query take CMANP, LocatedCMANP, SecondMomentNP, ConvCNP and their kin"
         )
     return model
 

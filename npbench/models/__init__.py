@@ -7,6 +7,7 @@ from npbench.models.cmhp import CMHP, CMHPState
 from npbench.models.conditional import CANP, CNP, CNPState
 from npbench.models.contracts import EventModel, EventState, NeuralProcess, State
 from npbench.models.contracts.second_moment import SampledFunctions, SecondMomentState
+from npbench.models.convcnp import ConvCNP, ConvState
 from npbench.models.eqtnp import EQTNP
 from npbench.models.fourier_moment import FourierMomentNP, FourierMomentState
 from npbench.models.latent import ANP, NP
@@ -40,6 +41,8 @@ __all__ = [
     "CMANPState",
     "CMHPState",
     "CNPState",
+    "ConvCNP",
+    "ConvState",
     "EventModel",
     "EventState",
     "FourierMomentNP",

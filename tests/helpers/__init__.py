@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from npbench import Task, models
 from npbench.blocks import Places, Scales
+from npbench.blocks.set_convolution import Grid
 from npbench.models import CMANP, NeuralProcess
 from npbench.structure import TensorRecord
 
@@ -55,6 +56,7 @@ SIZES = {
     "TNPD": _LAYERS,
     "TNPA": _LAYERS,
     "TNPND": _LAYERS | _JOINT,
+    "ConvCNP": {"grid": Grid(-4.0, 4.0, spacing=0.5), "dim_hidden": 8, "num_levels": 2},
     "TNPKR": _KERNEL,
     "TNPKRND": _KERNEL | _JOINT,
     "CNP": _POOLED,

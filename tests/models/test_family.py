@@ -28,7 +28,7 @@ LOWRANK = ["CMANPAND-lowrank", "LBANPND-lowrank", "TNPND-lowrank"]
 UNORDERED = [*LOWRANK, "TNPKRND"]
 CONSTANT = {
     "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
-    "SecondMomentJointNP", "FourierMomentNP", "CNP", "NP",
+    "SecondMomentJointNP", "FourierMomentNP", "ConvCNP", "CNP", "NP",
 }  # fmt: skip
 JOINTLY = {"CMANPAND", "LocatedCMANPAND", "LBANPND", "TNPND"}
 RANDOM = {"NP", "ANP", "BNP", "BANP"}
@@ -263,6 +263,7 @@ def test_samples_are_draws_of_the_targets_values(name: str) -> None:
         "TNPD",
         "TNPKR",
         "TNPKRND",
+        "ConvCNP",
         *KERNELS,
         "CNP",
         "CANP",

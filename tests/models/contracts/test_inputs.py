@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("as_a_user")
 # Of constant size, so that what there is of it on an error is worth keeping.
 POOLED = [
     "CMANP", "CMANPAND", "LocatedCMANP", "LocatedCMANPAND", "SecondMomentNP",
-    "SecondMomentJointNP", "FourierMomentNP", "CNP", "NP",
+    "SecondMomentJointNP", "FourierMomentNP", "ConvCNP", "CNP", "NP",
 ]  # fmt: skip
 Chunk = tuple[np.ndarray, ...]
 
