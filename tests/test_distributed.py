@@ -404,11 +404,12 @@ def test_without_a_process_group_there_is_a_clear_error() -> None:
 
 
 @on_every_rank
-def test_second_moments_of_all_ranks_are_summed() -> None:
+def test_sums_of_all_ranks_are_summed() -> None:
     """Equal, unequal and empty shards; predictions, and gradients averaged over ranks."""
     task = task_of(torch.float64)
-    for shard in shards(13):
-        model = small("SecondMomentNP")
+    for name, shard in product(("SecondMomentNP", "FourierMomentNP"), shards(13)):
+        model = small(name)
+        task = Task(task.xc[..., : model.dim_x], task.yc, task.xt[..., : model.dim_x], task.yt)
         at_once = model.condition(task.xc, task.yc)
         state = model.all_merge(model.condition(task.xc[:, shard], task.yc[:, shard]))
         for mine, expected in zip(state.moments.tensors(), at_once.moments.tensors(), strict=True):

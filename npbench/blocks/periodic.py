@@ -88,12 +88,14 @@ class PeriodicHeads(nn.Module):
         rate: of all parameters; see `Offset`.
 
     Example:
-        >>> heads = PeriodicHeads(num_harmonics=4, num_cells=16, num_experts=(4, 2))
+        >>> heads = PeriodicHeads(num_harmonics=4, num_cells=64, num_experts=(4, 2))
         >>> x = torch.linspace(-2, 2, 50)[None, :, None]
         >>> from npbench.blocks.frequency_grid import FrequencyGrid
-        >>> moments = FourierMoments.of(FrequencyGrid(-2, 2, heads.top), x, (20 * x).sin())
+        >>> moments = FourierMoments.of(FrequencyGrid(-2.0, 2.0, heads.top), x, (20 * x).sin())
         >>> posterior = heads.solve(moments, temperature=torch.tensor(1.0))
-        >>> best = posterior.frequency[0, posterior.score.argmax()]  # 20 / 2π, or half of it
+        >>> best = posterior.frequency[0, posterior.score.argmax()]
+        >>> round(best.item(), 2), round(20 / (2 * math.pi), 2)
+        (3.18, 3.18)
         >>> posterior.predict(x[..., 0])[0].shape
         torch.Size([1, 50, 6, 1])
     """
