@@ -68,6 +68,22 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.close(descriptor)
 
 
+@contextmanager
+def output_file(path: str | os.PathLike) -> Iterator[Path]:
+    """`whole_file` for what a user has asked for: what cannot be written is said in one sentence.
+
+    Raises:
+        InputError: if the folder cannot be written, the disk is full, or the block writes nothing.
+    """
+    try:
+        with whole_file(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); what was there is as it was"
+        ) from error
+
+
 def replace_durably(whole: str | os.PathLike, path: str | os.PathLike) -> None:
     """Rename a whole file to `path`, in the same folder, so that a loss of power undoes neither.
 
@@ -112,10 +128,8 @@ def only_writer(path: str | os.PathLike) -> Iterator[None]:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder, only_writer(f"{folder}/table.csv"):
-        ...     with only_writer(f"{folder}/table.csv"):
-        ...         pass
-        Traceback (most recent call last):
-        npbench.errors.InputError: another process is writing ...
+        ...     os.listdir(folder)
+        ['.table.csv.lock']
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
