@@ -1,5 +1,6 @@
 """A bound on what is built from a file, by what the file itself holds."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,12 +20,12 @@ _FACTORIES = {
 _ABOUT_DEVICES = {"device", "generator", "out", "pin_memory"}
 _SPARE_BYTES, _SPARE_TENSORS, _SPARE_FACTOR = 2**26, 1000, 16
 
-# Depths are bounded by the number of weights that have a name, and places by what takes 8 MiB.
-_DEPTHS, _PLACES, _MOST_PLACES = ("depth", "layers"), ("number",), 2**20
+# A layer has a weight of its own and a dimension a number in one; places are few to begin with.
+_DEPTHS, _WIDTHS, _PLACES, _MOST_PLACES = ("depth", "layers"), "dim_", "number", 2**20
 
 
 def check_numbers(arguments: Any, weights: Mapping[str, Tensor], source: str) -> None:
-    """Refuse a model whose arguments announce more layers or places than a file has weights for.
+    """Refuse a model whose arguments announce more layers or dimensions than a file can be of.
 
     It finds what a constructor would do before it makes its first tensor, such as a list of 10⁹
     widths.
@@ -40,14 +41,20 @@ def check_numbers(arguments: Any, weights: Mapping[str, Tensor], source: str) ->
     Example:
         >>> check_numbers({"num_layers": 6}, {f"layer{i}": torch.zeros(2) for i in range(6)}, "a")
     """
-    items = arguments.items() if isinstance(arguments, Mapping) else ()
-    for name, value in items:
+    numbers = sum(weight.numel() for weight in weights.values())
+    for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
         check_numbers(value, weights, source)
-        most = len(weights) if name.endswith(_DEPTHS) else _MOST_PLACES
-        if name.endswith(_DEPTHS + _PLACES) and isinstance(value, int) and value > most:
+        most = math.inf
+        if name.endswith(_DEPTHS):
+            most = len(weights)
+        elif name.startswith(_WIDTHS):
+            most = numbers
+        elif name == _PLACES:
+            most = _MOST_PLACES
+        if isinstance(value, int) and value > most:
             raise InputError(
-                f"{source} announces {name}={value:,}, far more than the {len(weights)} weights "
-                f"that it holds are of"
+                f"{source} announces {name}={value:,}, and holds {len(weights)} weights of "
+                f"{numbers:,} numbers"
             )
 
 

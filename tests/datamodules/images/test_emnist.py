@@ -163,9 +163,7 @@ def test_a_small_gzip_file_that_holds_a_hundred_times_as_much_and_more_is_not_un
     for path in (file, tmp_path / "plain"):
         content = bytes([0, 0, 8, 3]) + huge
         path.write_bytes(gzip.compress(content) if path == file else content)
-        with pytest.raises(
-            ValueError, match=r"holds 16 bytes .* announces 1,152,921,504,606"
-        ):
+        with pytest.raises(ValueError, match=r"holds 16 bytes .* announces 1,152,921,504,606"):
             load_idx(path, 3)
 
 
