@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from npbench.errors import InputError, ValueOverflow
-from npbench.files import replace_durably
+from npbench.files import only_writer, replace_durably
 from npbench.models import NeuralProcess, State
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import digest_of, is_of, read_notes
@@ -46,8 +46,9 @@ def write_state(
 
     Raises:
         InputError: on rows that cannot be absorbed (such as those whose values are so large that
-            the state would not be finite), on a file that cannot be written, on a table
-            without rows, and where PATH.partial was left by a call with other arguments.
+            the state would not be finite), on a file that cannot be written or that another
+            process is writing, on a table without rows, and where PATH.partial was left by a call
+            with other arguments.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -68,10 +69,21 @@ def write_state(
             f"{len(table.x)} column(s) of inputs and {len(table.y)} of outputs, for a model with "
             f"dim_x={model.dim_x} and dim_y={model.dim_y}"
         )
-    path = Path(path)
+    with only_writer(path):
+        return _write_state(model, table, Path(path), start, notes or {}, on_rows)
+
+
+def _write_state(
+    model: NeuralProcess,
+    table: PointTable,
+    path: Path,
+    start: State | None,
+    notes: Mapping[str, str],
+    on_rows: Callable[[int], None],
+) -> int:
     partial = path.with_name(f"{path.name}.partial")
     task = {"x": ",".join(table.x), "y": ",".join(table.y), "state": _hash_of(start)}
-    facts = {**(notes or {}), **task}
+    facts = {**notes, **task}
     rows, digest = _resume(partial, task, model, table)
     state = model.state_class.load(partial, model) if rows else start
 

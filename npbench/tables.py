@@ -16,7 +16,7 @@ import pyarrow.parquet
 from jaxtyping import Float
 
 from npbench.errors import InputError
-from npbench.files import whole_file
+from npbench.files import only_writer, whole_file
 
 _SUFFIXES = ".parquet, .pq, .csv or .csv.gz"
 # Bytes that are read at a time; no row of a CSV file is longer.
@@ -176,7 +176,7 @@ class TableWriter:
 
     A context manager, for `close` at its end and `discard` on an error or an interrupt. Until then
     the rows are in an unfinished file beside `path`, and a file that was there before stays as it
-    was; see `npbench.files.whole_file`.
+    was; see `npbench.files.whole_file`. One process at a time writes a file.
 
     Args:
         path: the file; its suffix says which of the two it is.
@@ -198,7 +198,7 @@ class TableWriter:
         """Append rows; those that come first say what the columns are.
 
         Raises:
-            InputError: if they cannot be written.
+            InputError: if they cannot be written, or another process is writing the file.
         """
         try:
             if self._writer is None:
@@ -211,8 +211,15 @@ class TableWriter:
         self.num_rows += len(rows)
 
     def close(self) -> None:
-        """Put the file in its place: all rows are written."""
-        self._files.close()
+        """Put the file in its place: all rows are written.
+
+        Raises:
+            InputError: if the last of them cannot be written.
+        """
+        try:
+            self._files.close()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path} cannot be written: {error}") from error
         self._writer = None
 
     def discard(self) -> None:
@@ -224,6 +231,7 @@ class TableWriter:
 
     def _begin(self, schema: pa.Schema) -> None:
         make = pa.parquet.ParquetWriter if self._format == "parquet" else pa.csv.CSVWriter
+        self._files.enter_context(only_writer(self.path))
         unfinished = self._files.enter_context(whole_file(self.path))
         sink = pa.output_stream(unfinished, _compression(self.path))
         self._files.enter_context(sink)

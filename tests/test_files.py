@@ -1,6 +1,7 @@
 """A file is whole, or not there, whatever happens while it is written."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from npbench.files import replace_durably, whole_file
+from npbench.errors import InputError
+from npbench.files import only_writer, remove_litter, replace_durably, whole_file
 
 
 @pytest.fixture(params=[None, "old"], ids=["no file before", "a file before"])
@@ -139,9 +141,83 @@ def test_a_kill_leaves_the_old_file(path: Path) -> None:
     code = subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False).returncode
     assert code == -signal.SIGKILL
     assert content(path) == before
+    assert len(list(path.parent.glob(".file.*"))) == 1
     with whole_file(path) as unfinished:
         unfinished.write_text("new")
     assert content(path) == "new"
+    assert list(path.parent.iterdir()) == [path]  # the next writer has removed the litter
+
+
+def test_what_a_living_process_writes_is_no_litter(tmp_path: Path) -> None:
+    names = [".file.0123abcd", ".file.0123abcg", ".other.0123abcd", "file.0123abcd"]
+    for name in names:
+        (tmp_path / name).touch()
+    with whole_file(tmp_path / "file") as unfinished:
+        unfinished.write_text("new")
+        remove_litter(tmp_path, "file")
+        assert unfinished.read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *names[1:]}
+    remove_litter(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", names[1], names[3]}
+    remove_litter(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["file[1]", "fi*e"])
+def test_litter_of_a_name_with_special_signs_is_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".{name}.0123abcd").touch()
+    (tmp_path / ".fiXe.0123abcd").touch()
+    with whole_file(tmp_path / name) as unfinished:
+        unfinished.write_text("new")
+    assert {path.name for path in tmp_path.iterdir()} == {name, ".fiXe.0123abcd"}
+
+
+_WRITER = """
+import sys
+from npbench.files import only_writer
+with only_writer(sys.argv[1]):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ends", ["by itself", "killed"])
+def test_one_process_at_a_time_writes_a_file_and_the_next_when_it_has_ended(
+    path: Path, ends: str
+) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert first.stdout.readline() == b"writing\n"
+    with pytest.raises(InputError, match=f"another process is writing {path}"), only_writer(path):
+        pytest.fail("two write at once")
+    if ends == "killed":
+        first.kill()
+    first.communicate()
+    for _ in range(2):
+        with only_writer(path):
+            assert path.with_name(".file.lock").exists()
+    assert not path.with_name(".file.lock").exists()
+
+
+def test_a_folder_that_cannot_hold_a_lock_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="cannot be written"), only_writer(tmp_path / "file" / "x"):
+        pytest.fail("there is nowhere to write to")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_written_all_the_same(
+    path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, "cannot lock")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    path.with_name(".file.0123abcd").touch()
+    with only_writer(path), whole_file(path) as unfinished:
+        unfinished.write_text("new")
+    assert content(path) == "new"
+    assert path.with_name(".file.0123abcd").exists()  # it may be a living process's
 
 
 @pytest.mark.parametrize("failing", [None, "replace"])

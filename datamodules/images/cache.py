@@ -25,6 +25,11 @@ from npbench.errors import InputError
 _VERSION = 1
 _BLOCK = 512
 
+# Pillow knows many formats more, and starts an interpreter for some, whatever a file is called.
+_FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
+# A file of a few hundred kilobytes can announce pixels of gigabytes.
+_MOST_PIXELS = 2**26
+
 OnCorrupt = Literal["skip", "error"]
 
 
@@ -49,8 +54,15 @@ class Decoder:
             raise InputError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB)")
 
     def __call__(self, path: Path) -> UInt8[np.ndarray, "channels height width"]:
-        """Decode a picture; where it is corrupt, raise whatever its format raises."""
-        with Image.open(path) as picture:
+        """Decode a picture; where it is corrupt, raise whatever its format raises.
+
+        Raises:
+            InputError: if it has more than 2²⁶ pixels, before they are decoded.
+        """
+        with Image.open(path, formats=_FORMATS) as picture:
+            width, height = picture.size
+            if width * height > _MOST_PIXELS:
+                raise InputError(f"{width}×{height} pixels are more than {_MOST_PIXELS:,}")
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith("I;16"):
                 # Pillow would clip 16-bit values at 255.

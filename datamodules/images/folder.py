@@ -10,9 +10,7 @@ from datamodules.loading import Part
 from datamodules.seeding import uniform_hash
 from npbench.errors import InputError
 
-_SUFFIXES = {
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
 class ImageFolderDataModule(ImageDataModule):

@@ -10,6 +10,9 @@ from jaxtyping import UInt8
 
 from npbench.errors import InputError
 
+# So many bytes are unzipped of a file, or a hundred times its own: pixels compress to a fifth.
+_MOST_BYTES, _MOST_TIMES = 2**24, 100
+
 
 def find_idx(path: Path) -> Path | None:
     """The file if it is there, or else the same file gzipped, or else None."""
@@ -28,22 +31,34 @@ def load_idx(path: Path, num_dims: int) -> UInt8[np.ndarray, "..."]:
         num_dims: the number of dimensions that it must have: 3 for images, 1 for labels.
 
     Raises:
-        InputError: if it is no such file, or if it is cut off.
+        InputError: if it is no such file, if it is cut off, or if it is gzipped and holds far more
+            than pixels or labels of its size.
     """
+    is_zipped, on_disk = path.suffix == ".gz", path.stat().st_size
     try:
-        content = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+        with (gzip.open if is_zipped else open)(path, "rb") as file:
+            header = file.read(4 + 4 * num_dims)
+            shape = _shape(path, header, num_dims)
+            announced = 4 + 4 * num_dims + math.prod(shape)
+            most = max(_MOST_BYTES, _MOST_TIMES * on_disk) if is_zipped else on_disk
+            # One more would be too many.
+            values = file.read(min(math.prod(shape) + 1, most))
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is cut off or no gzip file ({error}); get it again") from error
-    magic, header = bytes([0, 0, 8, num_dims]), 4 + 4 * num_dims
-    if not magic.startswith(content[:4]):
+    if len(header) + len(values) != announced:
         raise InputError(
-            f"{path} begins with 0x{content[:4].hex()}, where an idx file of {num_dims} "
+            f"{path} holds {len(header) + len(values):,} bytes where its header of shape {shape} "
+            f"announces {announced:,}: it is cut off or damaged; get it again"
+        )
+    return np.frombuffer(values, np.uint8).reshape(shape)
+
+
+def _shape(path: Path, header: bytes, num_dims: int) -> list[int]:
+    """The shape that the header of a file announces."""
+    magic = bytes([0, 0, 8, num_dims])
+    if not magic.startswith(header[:4]):
+        raise InputError(
+            f"{path} begins with 0x{header[:4].hex()}, where an idx file of {num_dims} "
             f"dimension(s) has the magic number 0x{magic.hex()}"
         )
-    shape = np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4").tolist()
-    if len(content) != header + math.prod(shape):
-        raise InputError(
-            f"{path} holds {len(content):,} bytes where its header of shape {shape} announces "
-            f"{header + math.prod(shape):,}: it is cut off or damaged; get it again"
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(header[4:].ljust(4 * num_dims, b"\0"), ">u4").tolist()

@@ -1,13 +1,19 @@
 """The two checkpoints of every run: the best so far, and the last, from which to resume."""
 
 from pathlib import Path
+from signal import SIGTERM, signal
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from npbench.errors import InputError
+from npbench.files import remove_litter
+from npbench.training.lightning_parts import keep_checkpoints_whole
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -42,11 +48,14 @@ class BestCheckpoint(ModelCheckpoint):
                 )
             self.mode = self._asked_mode = pl_module.monitor_mode
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        keep_checkpoints_whole(trainer)
         super().setup(trainer, pl_module, stage)
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, renewed every `every_n_train_steps` and at the end of training.
+
+    SIGTERM ends a run in one process after the step that it is in, with a checkpoint of it.
 
     A run in one process resumes from it exactly: it holds the state of torch's random generators,
     for models that draw while they train. Several processes all resume with the first one's.
@@ -61,9 +70,51 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        keep_checkpoints_whole(trainer)
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            self._remove_litter(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._told_to_end = False
+        # Lightning's own handler, of which several processes need each other's, ends a run without
+        # a checkpoint. When the run is over, Lightning puts back what was there before.
+        if trainer.world_size == 1 and current_thread() is main_thread():
+            signal(SIGTERM, self._end_soon)
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._told_to_end:
+            path = Path(self.dirpath) / "last.ckpt"
+            trainer.save_checkpoint(path, weights_only=False)
+            print(f"SIGTERM: step {trainer.global_step} is kept in {path}, to go on from")
+            raise SIGTERMException(128 + SIGTERM)
+
+    def _end_soon(self, number: int, frame: FrameType | None) -> None:
+        """Have the run end after the training step that it is in, or the next one."""
+        self._told_to_end = True
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step % self.every_n_train_steps:
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt", weights_only=False)
+
+    def _remove_litter(self, trainer: L.Trainer) -> None:
+        """Remove what killed runs of the same root, and the run to go on from, were writing."""
+        runs = Path(self.dirpath).parents[1]
+        folders = {Path(self.dirpath), *runs.glob("version_*/checkpoints")}
+        if trainer.ckpt_path is not None:
+            folders.add(Path(trainer.ckpt_path).parent)
+        for folder in folders:
+            remove_litter(folder, "*.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         generators = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}

@@ -48,6 +48,9 @@ class EventFigures(FigureCallback):
             raise InputError(f"every_n_validations={every_n_validations} must be 1 or more")
         super().__init__("events", every_n_validations)
 
+    def check(self, trainer: L.Trainer) -> None:
+        self._data_module(trainer, OffersFigureSequences)
+
     def figure(self, trainer: L.Trainer, model: EventModel) -> Figure | None:
         data = self._data_module(trainer, OffersFigureSequences)
         sequences = data.figure_sequences(test=trainer.testing)

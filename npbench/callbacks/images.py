@@ -56,6 +56,9 @@ class ImageFigures(FigureCallback):
         self.num_images = num_images
         self.context_sizes = context_sizes
 
+    def check(self, trainer: L.Trainer) -> None:
+        self._data_module(trainer, OffersCompletionTask)
+
     def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
         data = self._data_module(trainer, OffersCompletionTask)
         sizes = self.context_sizes

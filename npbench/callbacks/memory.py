@@ -7,12 +7,13 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from npbench.callbacks.recording import Onlooker
 from npbench.errors import InputError
 from npbench.profiling import PHASES, profile, profile_figure
 from npbench.training.lightning_parts import precision_of
 
 
-class PeakMemoryProfiler(L.Callback):
+class PeakMemoryProfiler(Onlooker):
     """Profiles the model in training at several sizes of context; see `npbench.profiling.profile`.
 
     After every `every_n_epochs` epochs the first process measures. It logs to TensorBoard a scalar
@@ -56,11 +57,9 @@ class PeakMemoryProfiler(L.Callback):
         epoch = trainer.current_epoch
         if not trainer.is_global_zero or (epoch + 1) % self.every_n_epochs:
             return
-        with precision_of(trainer):
-            rows = profile(
-                pl_module.model, self.context_sizes, self.num_targets, self.phases, pl_module.device
-            )
-            table = pd.DataFrame(rows)
+        table = self.look(lambda: self._measure(trainer, pl_module))
+        if table is None:
+            return
         if folder is not None:
             path = Path(folder) / "memory.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,3 +72,9 @@ class PeakMemoryProfiler(L.Callback):
                     logger.experiment.add_scalar(name, mebibytes, row.num_context)
                 figure = profile_figure({type(pl_module.model).__name__: table})
                 logger.experiment.add_figure("memory", figure, trainer.global_step)
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> pd.DataFrame:
+        sizes, targets = self.context_sizes, self.num_targets
+        with precision_of(trainer):
+            rows = profile(pl_module.model, sizes, targets, self.phases, pl_module.device)
+            return pd.DataFrame(rows)

@@ -1,7 +1,8 @@
 """Figures for TensorBoard and files, which leave no trace in training."""
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -13,14 +14,52 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from npbench.errors import InputError
+from npbench.files import output_file
 from npbench.models.contracts.process import evaluating
 
 Offer = TypeVar("Offer")
+Seen = TypeVar("Seen")
 
 MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
 
 
-class FigureCallback(L.Callback, ABC):
+class Onlooker(L.Callback):
+    """A callback that only looks: what fails in it must not end a run.
+
+    What it needs is checked before the run starts; see `check`. Where it fails later, it warns once
+    and looks no more.
+    """
+
+    _stands_aside = False
+
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuse a run in which there is nothing to look at.
+
+        Raises:
+            InputError: if the data module does not offer what this callback needs.
+        """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "predict":
+            self.check(trainer)
+
+    def look(self, function: Callable[[], Seen]) -> Seen | None:
+        """What a function returns; None if it fails now, or one has failed before."""
+        if self._stands_aside:
+            return None
+        try:
+            return function()
+        except Exception as error:
+            self._stands_aside = True
+            warnings.warn(
+                f"{type(self).__name__} failed ({type(error).__name__}: {error}) and stands aside "
+                f"for the rest of this run, which goes on without it",
+                stacklevel=2,
+            )
+            return None
+
+
+class FigureCallback(Onlooker, ABC):
     """Draws a figure after validations and after the test.
 
     It goes to TensorBoard, and to `figures/step-….png` or `figures/test.png` in the run's folder.
@@ -53,13 +92,12 @@ class FigureCallback(L.Callback, ABC):
         folder = trainer.log_dir  # which all processes must ask for together
         if not trainer.is_global_zero:
             return
-        figure = self.figure(trainer, pl_module.model)
+        figure = self.look(lambda: self.figure(trainer, pl_module.model))
         if figure is None:
             return
         if folder is not None:
-            path = Path(folder) / "figures" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path)
+            with output_file(Path(folder) / "figures" / f"{name}.png") as file:
+                figure.savefig(file, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure(self.tag, figure, trainer.global_step)

@@ -37,6 +37,9 @@ class PosteriorFigures(FigureCallback):
         super().__init__("posterior", every_n_validations)
         self.num_tasks = num_tasks
 
+    def check(self, trainer: L.Trainer) -> None:
+        self._data_module(trainer, OffersFigureTask)
+
     def figure(self, trainer: L.Trainer, model: NeuralProcess) -> Figure:
         data = self._data_module(trainer, OffersFigureTask)
         tasks = [data.figure_task(index) for index in range(self.num_tasks)]

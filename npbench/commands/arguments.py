@@ -1,6 +1,11 @@
 """Types of arguments that several commands take."""
 
+import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from math import nan
 from pathlib import Path
 
@@ -58,6 +63,38 @@ def check_out(out: Path, *sources: Path) -> None:
         raise InputError(f"{out} is a folder; name a file in it by --out")
     if out.exists() and any(path.exists() and out.samefile(path) for path in sources):
         raise InputError(f"{out} is what the result is made from; name another file by --out")
+
+
+def imported(path: str) -> type:
+    """A class that the user trusts, such as mine.Model, imported from the working folder too."""
+    module, _, name = path.rpartition(".")
+    try:
+        with _working_folder():
+            found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArgumentTypeError(f"{path} cannot be imported: {error}") from error
+    if not isinstance(found, type):
+        raise ArgumentTypeError(f"{path} is no class")
+    return found
+
+
+def add_allow(parser: ArgumentParser) -> None:
+    """Add `--allow`, which imports a class that a checkpoint may then name."""
+    parser.add_argument(
+        "--allow", type=imported, action="append", default=[], metavar="MODULE.CLASS",
+        help="a class outside npbench that the checkpoint may name; its module is imported, which "
+        "runs its code",
+    )  # fmt: skip
+
+
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """The working folder is where modules are looked for first."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
 
 
 def add_device(parser: ArgumentParser) -> None:

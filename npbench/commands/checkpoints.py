@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from npbench.commands.arguments import given
 from npbench.errors import InputError
 from npbench.models import EventModel, NeuralProcess
-from npbench.training.class_paths import class_at
+from npbench.training.bounds import WithinWeights, check_numbers
+from npbench.training.checkpoint_files import load_checkpoint
+from npbench.training.class_paths import check_class_paths, class_at
 
 
 def find(path: Path) -> Path:
@@ -30,21 +31,26 @@ def load(checkpoint: Path) -> NeuralProcess:
     """The model of a checkpoint, on the CPU; the file is read without running code.
 
     Raises:
-        InputError: if it is none, or of no model of regression that npbench knows.
+        InputError: if it is none, or of no model of regression that npbench knows, or that
+            `--allow` has imported.
     """
-    stored = _content(checkpoint)
-    path = stored["hyper_parameters"]["model"]["class_path"]
-    kind = class_at(path)
+    described, weights = _content(checkpoint)
+    check_class_paths(described, (NeuralProcess, EventModel), str(checkpoint))
+    kind = class_at(described["class_path"])
     if kind is not None and issubclass(kind, EventModel):
         raise InputError(
             f"{checkpoint} holds a {kind.__name__}, which predicts events; this command takes "
             f"models of regression"
         )
+    if kind is None or not issubclass(kind, NeuralProcess):
+        raise InputError(f"{checkpoint} holds a {described['class_path']}, which is no model")
+    check_numbers(described, weights, str(checkpoint))
     try:
-        if kind is None or not issubclass(kind, NeuralProcess):
-            return _by_lightning(checkpoint)
-        model = kind(**stored["hyper_parameters"]["model"]["init_args"])
-        model.load_state_dict(_of_model(stored["state_dict"]))
+        with WithinWeights(weights, str(checkpoint)):
+            model = kind(**described["init_args"])
+        model.load_state_dict(weights)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{checkpoint} cannot be loaded: {error}") from error
     return model
@@ -65,31 +71,16 @@ def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
     return model
 
 
-def _content(checkpoint: Path) -> dict[str, Any]:
-    try:
-        stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        _ = stored["hyper_parameters"]["model"]["class_path"], stored["state_dict"]
-    except Exception as error:  # torch fails in many ways on a file of another kind
-        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
-    return stored
-
-
-def _of_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the model that a training module holds."""
-    return {
-        name.removeprefix("model."): value
-        for name, value in weights.items()
-        if name.startswith("model.")
-    }
-
-
-def _by_lightning(checkpoint: Path) -> NeuralProcess:
-    """The model of a class that is not npbench's; Lightning, which takes seconds, imports it."""
-    from npbench.training import MetaRegression
-
-    return MetaRegression.load_from_checkpoint(
-        checkpoint, map_location="cpu", weights_only=True
-    ).model
+def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """The class and arguments of the model that a training module holds, and its weights."""
+    stored = load_checkpoint(checkpoint)
+    hyper_parameters = stored.get("hyper_parameters")
+    described = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
+    if not isinstance(described, Mapping) or not {"class_path", "init_args"} <= described.keys():
+        raise InputError(f"{checkpoint} is no checkpoint of npbench fit: it describes no model")
+    weights = stored["state_dict"].items()
+    of_model = {name.removeprefix("model."): w for name, w in weights if name.startswith("model.")}
+    return described, of_model
 
 
 def of_state(notes: Mapping[str, str], named: Path | None) -> Path:

@@ -17,11 +17,12 @@ from rich.progress import Progress
 from torchmetrics import Metric
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_device, size
+from npbench.commands.arguments import add_allow, add_device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.commands.tables import table_of
 from npbench.errors import InputError
+from npbench.files import only_writer, output_file
 from npbench.messages import CommandParser
 from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import NeuralProcess, evaluating
@@ -70,13 +71,18 @@ def run(args: Sequence[str]) -> None:
     runs = load_runs(options.runs)
     config = options.config or runs[0].config
     data = instantiate(config, "data", L.LightningDataModule, data_options)
-    with progress_bar() as progress:
-        table, tasks = compare(runs, data, options.device, options.sizes, progress, options.part)
-    Console().print(render(table, len(tasks), options.sizes))
-    options.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.out / "comparison.csv", float_format="%.6g")
-    tasks.to_csv(options.out / "tasks.csv", index_label="task", float_format="%.6g")
-    comparison_figure(table, tasks).savefig(options.out / "comparison.png")
+    with only_writer(options.out):
+        with progress_bar() as progress:
+            table, tasks = compare(
+                runs, data, options.device, options.sizes, progress, options.part
+            )
+        Console().print(render(table, len(tasks), options.sizes))
+        with output_file(options.out / "comparison.csv") as file:
+            table.to_csv(file, float_format="%.6g")
+        with output_file(options.out / "tasks.csv") as file:
+            tasks.to_csv(file, index_label="task", float_format="%.6g")
+        with output_file(options.out / "comparison.png") as file:
+            comparison_figure(table, tasks).savefig(file, format="png")
     print(f"comparison.csv, tasks.csv and comparison.png written to {options.out}")
 
 
@@ -86,6 +92,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--config", type=Path, help="whose data section to take the tasks from")
     parser.add_argument("--part", help="which of several sets of test tasks: EMNIST's seen, unseen")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
+    add_allow(parser)
     add_device(parser)
     parser.add_argument(
         "--sizes",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_device, check_out, columns, given
+from npbench.commands.arguments import add_allow, add_device, check_out, columns, given
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
 from npbench.errors import InputError
@@ -74,5 +74,6 @@ def _parser() -> CommandParser:
         "--state", type=Path,
         help="a state to add the points to, which gives --ckpt, --x and --y too",
     )  # fmt: skip
+    add_allow(parser)
     add_device(parser)
     return parser

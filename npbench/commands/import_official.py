@@ -6,6 +6,7 @@ from pathlib import Path
 
 from npbench.commands.sections import instantiate
 from npbench.errors import InputError
+from npbench.files import only_writer
 from npbench.interop import official
 from npbench.messages import CommandParser
 from npbench.training import MetaRegression
@@ -29,12 +30,8 @@ def run(args: Sequence[str]) -> None:
         raise InputError(f"{out} is the official checkpoint itself; name another file by --out")
     module = instantiate(options.config, "model", MetaRegression, fields)
     official.load_weights(module.model, options.model, options.checkpoint)
-    try:
+    with only_writer(out):
         save_untrained(module, out)
-    except OSError as error:
-        raise InputError(
-            f"{out} cannot be written ({error.strerror}); name another file by --out"
-        ) from error
     print(f"{out} written; evaluate it with")
     test = ["npbench", "test", "--config", options.config, *fields, "--ckpt_path", out]
     print(f"  {shlex.join(map(str, test))}")

@@ -1,6 +1,7 @@
 """`npbench profile`: peak memory and time of models as the context grows."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from npbench.commands.arguments import add_device, size
 from npbench.commands.progress import progress_bar
 from npbench.commands.sections import instantiate
 from npbench.commands.tables import table_of
+from npbench.files import only_writer, output_file
 from npbench.messages import CommandParser
 from npbench.profiling import PHASES, profile, profile_figure
 from npbench.training.base import TrainingModule
@@ -30,6 +32,11 @@ def run(args: Sequence[str]) -> None:
     modules = {
         path.stem: instantiate(path, "model", TrainingModule, fields) for path in options.config
     }
+    with only_writer(options.out):
+        _profile(options, modules)
+
+
+def _profile(options: Namespace, modules: Mapping[str, TrainingModule]) -> None:
     profiles = {}
     with progress_bar() as progress:
         total = len(options.context_sizes) * len(options.phases)
@@ -41,10 +48,11 @@ def run(args: Sequence[str]) -> None:
             profiles[name] = pd.DataFrame(progress.track(rows, total=total, description=name))
             module.model.cpu()
     Console().print(render(profiles, options.context_sizes, options.phases))
-    options.out.mkdir(parents=True, exist_ok=True)
     rows = pd.concat(profiles, names=["model"]).reset_index("model")
-    rows.to_csv(options.out / "profile.csv", index=False)
-    profile_figure(profiles).savefig(options.out / "profile.png")
+    with output_file(options.out / "profile.csv") as file:
+        rows.to_csv(file, index=False)
+    with output_file(options.out / "profile.png") as file:
+        profile_figure(profiles).savefig(file, format="png")
     print(f"profile.csv and profile.png written to {options.out}")
 
 

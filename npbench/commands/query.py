@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_device, check_out, columns, given
+from npbench.commands.arguments import add_allow, add_device, check_out, columns, given
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
@@ -50,5 +50,6 @@ def _parser() -> CommandParser:
         "--x", type=columns, metavar="NAME,…", help="columns of the inputs, if others than before"
     )
     parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
+    add_allow(parser)
     add_device(parser)
     return parser

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from jsonargparse import Namespace
 
 from npbench.commands import checkpoints
 from npbench.errors import InputError
 from npbench.training.base import TrainingModule
+from npbench.training.checkpoint_files import load_checkpoint
 
 # What `--ckpt_path` is where random weights are meant.
 _RANDOM = "none"
@@ -45,10 +45,6 @@ def load_weights(module: TrainingModule, path: str) -> None:
         InputError: if there is no such checkpoint, or it is of another model.
     """
     checkpoint = checkpoints.find(Path(path))
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights = content["state_dict"]
-    except Exception as error:  # torch fails in many ways on a file of another kind
-        raise InputError(f"{checkpoint} is damaged, or no checkpoint of npbench fit") from error
+    content = load_checkpoint(checkpoint)
     module.on_load_checkpoint(content)
-    module.load_state_dict(weights)
+    module.load_state_dict(content["state_dict"])

@@ -1,16 +1,20 @@
 """`npbench fit`, `validate`, `test` and `predict`: the commands of Lightning's trainer."""
 
 import shlex
+import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
 from npbench.callbacks import (
@@ -26,6 +30,7 @@ from npbench.commands.tables import metrics_table
 from npbench.errors import InputError
 from npbench.messages import options_of, refuse
 from npbench.training import EventPrediction, MetaRegression
+from npbench.training.checkpoint_files import checkpoint_to_resume
 from npbench.training.lightning_parts import TrainerCommands
 
 # jsonargparse finds by their names alone, without a path, the classes that are imported.
@@ -41,6 +46,10 @@ The fields of a model, of its training, and of the data are listed by
   npbench {name} --model.help npbench.training.MetaRegression
   npbench {name} --data.help datamodules.GPDataModule
 and those of Lightning's trainer, such as --trainer.max_steps, by --help-trainer."""
+# What Lightning takes for `--ckpt_path` beside files.
+_NOT_FILES = "best", "last", "hpc"
+# What shells report of a process that SIGTERM has ended.
+_SIGTERM_CODE = 128 + SIGTERM
 # What the groups of `--help` are called, and options whose texts are not npbench's own.
 _TITLES = {
     "model": "what is trained",
@@ -121,6 +130,11 @@ class NPBenchCLI(TrainerCommands):
         if options.get("weights_only", True) is None:
             # Lightning's default would let a checkpoint run code.
             options["weights_only"] = True
+        if self.subcommand == "fit" and options.get("ckpt_path") not in (None, *_NOT_FILES):
+            found, remark = checkpoint_to_resume(options["ckpt_path"])
+            options["ckpt_path"] = str(found)
+            if remark and not _rank():
+                print(f"npbench: {remark}", file=sys.stderr)
 
     def instantiate_classes(self) -> None:
         """Make the trainer, the model and the data; what a constructor refuses, the user wrote."""
@@ -136,8 +150,9 @@ class NPBenchCLI(TrainerCommands):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         if self.setting("trainer.logger") in (None, True):
             root = self.setting("trainer.default_root_dir") or "runs"
-            tensorboard = TensorBoardLogger(root, name="")
             # Both write into one folder; each would otherwise count versions for itself.
+            version = None if self.setting("trainer.fast_dev_run") else new_version(Path(root))
+            tensorboard = TensorBoardLogger(root, name="", version=version)
             csv = CSVLogger(root, name="", version=tensorboard.version)
             kwargs["logger"] = [tensorboard, csv]
         if self.setting("trainer.enable_progress_bar") is not False:
@@ -185,6 +200,7 @@ def run(args: Sequence[str] | None = None) -> None:
 
     Raises:
         InputError: on what a configuration or a checkpoint says and cannot be.
+        SystemExit: with code 143, if SIGTERM has ended the run.
     """
     try:
         NPBenchCLI(
@@ -200,3 +216,30 @@ def run(args: Sequence[str] | None = None) -> None:
         )
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except SIGTERMException:
+        print("npbench: ended by SIGTERM", file=sys.stderr)
+        raise SystemExit(_SIGTERM_CODE) from None
+
+
+def new_version(root: Path) -> int | None:
+    """Make the folder of a new run, `version_N` in `root`, and return N.
+
+    Of several commands that start at once each makes one of its own. The other processes of a run
+    make none: the first one's folder counts.
+
+    Raises:
+        OSError: if the folder cannot be made.
+    """
+    if _rank():
+        return None
+    while True:
+        names = [path.name.removeprefix("version_") for path in root.glob("version_*")]
+        version = max((int(name) for name in names if name.isdecimal()), default=-1) + 1
+        with suppress(FileExistsError):  # another command was faster
+            (root / f"version_{version}").mkdir(parents=True)
+            return version
+
+
+def _rank() -> int:
+    """The number of this process among those of a run, which Lightning knows from the start."""
+    return getattr(rank_zero_only, "rank", 0)

@@ -1,7 +1,8 @@
 """What the training of all models has in common."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from os import PathLike
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning as L
 import pyarrow as pa
@@ -9,18 +10,25 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import Metric
 
 from npbench.errors import InputError
+from npbench.models import EventModel, NeuralProcess
 from npbench.structure import TensorRecord
-from npbench.training.class_paths import class_at, public_path
+from npbench.training.bounds import WithinWeights, check_numbers
+from npbench.training.checkpoint_files import check_resumable, load_checkpoint
+from npbench.training.class_paths import check_class_paths, class_at, public_path
 from npbench.training.gradients import GradientCheck, OnNonFinite
 from npbench.training.lightning_parts import (
     is_rebuilt_from_paths,
     rebuild_from_paths,
     scales_gradients,
+    without_builder,
 )
+
+Module = TypeVar("Module", bound="TrainingModule")
 
 # Differing weights that a message names.
 _NAMED_WEIGHTS = 3
@@ -79,6 +87,49 @@ class TrainingModule(L.LightningModule, ABC):
         self._save_hyperparameters()
         self.train_metrics, self.val_metrics, self.test_metrics = (self.metrics() for _ in range(3))
         self.named_test_metrics = nn.ModuleDict()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls: type[Module],
+        checkpoint_path: str | PathLike,
+        map_location: Any = None,
+        hparams_file: str | PathLike | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Module:
+        """The module of a checkpoint, which chooses no code that is run.
+
+        Its hyper-parameters may name classes of npbench, datamodules, torch.optim and lightning,
+        and models, optimisers and schedulers that are imported already; nothing is imported. They
+        may not announce a model that is larger than the weights in the file.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where to load the weights to; where they were saved from by default.
+            hparams_file: hyper-parameters to take in place of the checkpoint's.
+            strict: whether the weights must be exactly the module's.
+            weights_only: False for a file that is trusted, which may then run code.
+            kwargs: arguments of the module to take in place of the checkpoint's.
+
+        Raises:
+            InputError: if the file is damaged or no checkpoint, names other classes, or holds
+                weights that are not finite or not of its model.
+        """
+        source = str(checkpoint_path)
+        if weights_only is False:
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        saved = load_checkpoint(checkpoint_path)
+        weights = saved["state_dict"]
+        hparams = without_builder(saved.get("hyper_parameters", {}), source)
+        check_class_paths(hparams, (NeuralProcess, EventModel, Optimizer, LRScheduler), source)
+        check_numbers(hparams.get("model"), weights, source)
+        with WithinWeights(weights, source):
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, True, **kwargs
+            )
 
     @abstractmethod
     def _update_metrics(self, batch: Any, metrics: nn.Module) -> dict[str, Metric]:
@@ -195,7 +246,7 @@ class TrainingModule(L.LightningModule, ABC):
             checkpoint["data"] = public_path(type(data))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and to go on with a run on other data.
+        """Refuse a checkpoint of another model, and to go on from weights alone or on other data.
 
         Raises:
             InputError: if its parameters are not this model's (it says how the two differ), or if
@@ -204,6 +255,8 @@ class TrainingModule(L.LightningModule, ABC):
         self._check_parameters(checkpoint)
         trainer = self._trainer
         self.is_resuming = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if self.is_resuming:
+            check_resumable(checkpoint)
         there = checkpoint.get("data")
         if not self.is_resuming or there is None or trainer.datamodule is None:
             return

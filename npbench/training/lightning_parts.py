@@ -19,9 +19,12 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from npbench.errors import InputError
-from npbench.files import whole_file
+from npbench.training.checkpoint_io import WholeCheckpointIO
+
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
 def is_rebuilt_from_paths(hparams: Mapping[str, Any]) -> bool:
@@ -33,12 +36,23 @@ def is_rebuilt_from_paths(hparams: Mapping[str, Any]) -> bool:
     return "_instantiator" in hparams
 
 
+def without_builder(hparams: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The hyper-parameters of a checkpoint without the key `_instantiator`, if it is Lightning's.
+
+    Raises:
+        InputError: if the key names another function, which `load_from_checkpoint` would call.
+    """
+    if (named := hparams.get("_instantiator", _INSTANTIATOR)) != _INSTANTIATOR:
+        raise InputError(f"{source} asks for {named!r} to be run, and was not loaded")
+    return {name: value for name, value in hparams.items() if name != "_instantiator"}
+
+
 def rebuild_from_paths(hparams: MutableMapping[str, Any]) -> None:
     """Have `load_from_checkpoint` build the module from the class paths in its `hparams`.
 
     It calls the function that the key `_instantiator` names, and takes no other than this one.
     """
-    hparams["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    hparams["_instantiator"] = _INSTANTIATOR
 
 
 def save_untrained(module: L.LightningModule, path: Path) -> None:
@@ -48,10 +62,24 @@ def save_untrained(module: L.LightningModule, path: Path) -> None:
     it of one; `fit`, `test` and the like do so themselves.
     """
     with _without_notices():
-        trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            plugins=[WholeCheckpointIO()],
+        )
     trainer.strategy.connect(module)
-    with whole_file(path) as unfinished:
-        trainer.save_checkpoint(unfinished, weights_only=False)  # so that `fit` takes it too
+    trainer.save_checkpoint(path, weights_only=False)  # so that `fit` takes it too
+
+
+def keep_checkpoints_whole(trainer: L.Trainer) -> None:
+    """Have a trainer write its checkpoints through `WholeCheckpointIO`.
+
+    `strategy.checkpoint_io` is Lightning's own where the trainer was given no plugin for it, and
+    then alone is it replaced.
+    """
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
 
 def scales_gradients(trainer: L.Trainer) -> bool:

@@ -683,9 +683,9 @@ def test_mistakes_end_in_one_sentence(
         ({"ckpt": folder}, "neither a checkpoint nor the folder of a run with one"),
         ({"ckpt": text}, "text.ckpt is damaged, or no checkpoint of npbench fit"),
         ({"ckpt": half}, "half.ckpt is damaged, or no checkpoint of npbench fit"),
-        ({"ckpt": weights}, "weights.ckpt is damaged, or no checkpoint of npbench fit"),
-        ({"ckpt": code}, "code.ckpt is damaged, or no checkpoint of npbench fit"),
-        ({"ckpt": unknown}, "unknown.ckpt cannot be loaded: "),
+        ({"ckpt": weights}, "weights.ckpt is no checkpoint of npbench fit: it holds no training"),
+        ({"ckpt": code}, "code.ckpt is no checkpoint of npbench fit: it holds more than tensors"),
+        ({"ckpt": unknown}, "names npbench.models.CMANQ, which this npbench does not have"),
         ({"ckpt": tnpd_checkpoint}, "holds a TNPD, whose states are not kept in files"),
         ({"state": tmp_path / "none"}, "there is no state file"),
         ({"state": parquet}, "points.parquet is no state file"),
@@ -694,7 +694,7 @@ def test_mistakes_end_in_one_sentence(
         ({"out": parquet}, "points.parquet is what the result is made from; name another file"),
         ({"out": tmp_path / "folder" / ".." / "points.parquet"}, "is what the result is made from"),
         ({"out": folder}, "folder is a folder; name a file in it by --out"),
-        ({"out": text / "state"}, "state.partial cannot be written (File exists)"),
+        ({"out": text / "state"}, "state cannot be written (File exists)"),
     ]:  # fmt: skip
         given = {"data": parquet, "out": out, "ckpt": checkpoint} | options
         assert message in error_of(capsys, **given)

@@ -3,7 +3,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import yaml
@@ -145,7 +144,7 @@ def test_a_place_that_cannot_be_written_is_named(
     before = set(tmp_path.iterdir())
     for out, message in {
         checkpoint: "is the official checkpoint itself",
-        folder: f"{folder} cannot be written (Is a directory); name another file by --out",
+        folder: f"{folder} cannot be written (Is a directory); what was there is as it was",
         config / "cnp.ckpt": "cnp.ckpt cannot be written",
     }.items():
         arguments = [str(checkpoint), "--model", "cnp", "--config", str(config), "--out", str(out)]
@@ -175,11 +174,11 @@ def test_a_failure_halfway_leaves_the_file_as_it_was(
     out.write_text("the last one")
     before = set(tmp_path.iterdir())
 
-    def write_half(_: Any, path: Path, weights_only: bool) -> None:
+    def write_half(path: Path, content: bytes) -> None:
         path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(L.Trainer, "save_checkpoint", write_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(SystemExit):
         main(["import-official", str(checkpoint), "--model", "cnp", "--config", str(config)])
     assert out.read_text() == "the last one"

@@ -285,7 +285,7 @@ def test_mistakes_end_in_one_sentence(
         ({"out": state}, "the state is what the result is made from; name another file"),
         ({"out": folder}, "folder.csv is a folder; name a file in it by --out"),
         ({"out": tmp_path / "out.xlsx"}, "out.xlsx is neither a Parquet nor a CSV file by its"),
-        ({"out": void / "out.csv"}, "out.csv cannot be written: "),
+        ({"out": void / "out.csv"}, "out.csv cannot be written (File exists)"),
     ]:
         assert message in error_of(capsys, **(given | options))
     for options, message in [

@@ -49,3 +49,14 @@ def test_the_lightning_that_is_installed_is_one_that_is_tested() -> None:
     (lightning,) = [r.specifier for r in requirements if r.name == "lightning"]
     assert {specifier.operator for specifier in lightning} == {">=", "<"}
     assert version("lightning") in lightning
+
+
+def test_versions_that_run_code_from_a_file_are_not_taken() -> None:
+    """Lightning of checkpoints, and `datasets` of what it downloads."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    allowed = {r.name: r.specifier for texts in lists for r in map(Requirement, texts)}
+    for unsafe in ("2.5.0", "2.5.6", "2.6.0", "2.6.1"):
+        assert unsafe not in allowed["lightning"]
+    for unsafe in ("2.18.0", "2.21.0", "3.6.0"):
+        assert unsafe not in allowed["datasets"]

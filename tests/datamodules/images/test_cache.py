@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.image_files import photo
-from PIL import Image
+from PIL import Image, ImageFile
 
 from datamodules.images import cache
 from datamodules.images.cache import Decoder, ImageCache
@@ -237,6 +237,48 @@ def test_nothing_but_corrupt_pictures_is_an_error(tmp_path: Path) -> None:
     names = corrupt(tmp_path)[1:3]
     with pytest.raises(ValueError, match=r"none of the 2 pictures can be read: cut\.jpg"):
         cache_of(tmp_path, names)
+
+
+@pytest.mark.parametrize("kind", ["eps", "gif", "tiff", "ppm"])
+def test_what_is_no_picture_of_a_wanted_format_is_not_opened_whatever_its_name(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For some formats Pillow starts an interpreter."""
+
+    def start(*_: object, **__: object) -> None:
+        pytest.fail("a program was started")
+
+    names = write(tmp_path)
+    photo(0).save(tmp_path / "a.jpg", format=kind)
+    monkeypatch.setattr("subprocess.Popen", start)
+    with pytest.warns(UserWarning, match=r"a\.jpg \(cannot identify image file"):
+        assert cache_of(tmp_path, [*names, "a.jpg"]).names == names
+
+
+@pytest.mark.parametrize("kind", ["bmp", "jpeg", "png", "webp"])
+def test_pictures_of_the_wanted_formats_are_decoded(tmp_path: Path, kind: str) -> None:
+    photo(0, width=8, height=8).save(tmp_path / "a.jpg", format=kind)
+    assert COLOR(tmp_path / "a.jpg").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("side", "reason"), [(9000, "9000×9000 pixels are more than"), (20_000, "Image size")]
+)
+def test_a_small_file_that_announces_gigabytes_of_pixels_is_left_out_and_not_decoded(
+    tmp_path: Path, side: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = write(tmp_path)
+    Image.new("1", (side, side)).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 100_000
+    load = ImageFile.ImageFile.load
+
+    def load_small(picture: ImageFile.ImageFile) -> object:
+        assert picture.width < side
+        return load(picture)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load_small)
+    with pytest.warns(UserWarning, match=rf"large\.png \({reason}"):
+        assert cache_of(tmp_path, [*names, "large.png"]).names == names
 
 
 def test_missing_pictures_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from helpers.image_files import digits, idx, write_emnist
 from torchvision import datasets
 
 from datamodules import EMNISTDataModule
+from datamodules.images.idx import load_idx
 from datamodules.loading import Part
 
 TRAIN_IMAGES = "EMNIST/raw/emnist-balanced-train-images-idx3-ubyte"
@@ -144,6 +145,26 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path, change: Callable[[bytes], 
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(ValueError, match=r"emnist-balanced-train-images-idx3-ubyte\.gz"):
         emnist(tmp_path).setup()
+
+
+def test_a_small_gzip_file_that_holds_a_hundred_times_as_much_and_more_is_not_unzipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.images.idx._MOST_BYTES", 1000)
+    blank = np.zeros((3000, 28, 28), np.uint8)
+    file = tmp_path / "images.gz"
+    file.write_bytes(gzip.compress(idx(blank)))
+    assert file.stat().st_size < blank.nbytes / 500
+    with pytest.raises(ValueError, match=r"bytes where its header .* announces 2,352,016"):
+        load_idx(file, 3)
+    file.write_bytes(gzip.compress(idx(blank[:1])))  # a small file may hold that much
+    assert load_idx(file, 3).shape == (1, 28, 28)
+    huge = np.array([2**20, 2**20, 2**20], ">u4").tobytes()
+    for path in (file, tmp_path / "plain"):
+        content = bytes([0, 0, 8, 3]) + huge
+        path.write_bytes(gzip.compress(content) if path == file else content)
+        with pytest.raises(ValueError, match=r"holds 16 bytes .* announces 1,152,921,504,606"):
+            load_idx(path, 3)
 
 
 def test_a_validation_set_of_everything_is_refused(tmp_path: Path) -> None:
