@@ -10,6 +10,7 @@ from torch import Tensor
 from npbench.commands.arguments import given
 from npbench.errors import InputError
 from npbench.models import EventModel, NeuralProcess
+from npbench.models.contracts.ranges import Ranges
 from npbench.training.class_paths import class_at
 
 
@@ -45,6 +46,7 @@ def load(checkpoint: Path) -> NeuralProcess:
             return _by_lightning(checkpoint)
         model = kind(**stored["hyper_parameters"]["model"]["init_args"])
         model.load_state_dict(_of_model(stored["state_dict"]))
+        model.watch.ranges = Ranges.of_checkpoint(stored)
     except Exception as error:
         raise InputError(f"{checkpoint} cannot be loaded: {error}") from error
     return model
