@@ -5,16 +5,20 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from npbench.errors import InputError, ValueOverflow
+from npbench.errors import InputError, NotAbsorbed, ValueOverflow
 from npbench.files import only_writer, replace_durably
 from npbench.models import NeuralProcess, State
+from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.process import evaluating
+from npbench.models.contracts.saved_state import SavedState
 from npbench.models.contracts.state_files import digest_of, is_of, read_notes
 from npbench.tables import PointTable
+
+AnyState = TypeVar("AnyState", bound=SavedState)
 
 
 def write_state(
@@ -24,6 +28,7 @@ def write_state(
     start: State | None = None,
     notes: Mapping[str, str] | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
+    ledger: bool = False,
 ) -> int:
     """Absorb every row of `table`, a chunk at a time, write the state and return how many they are.
 
@@ -43,6 +48,8 @@ def write_state(
         notes: further facts to write into the file's metadata.
         on_rows: called with the number of rows that an earlier call has absorbed, if any, and after
             each chunk with its number of rows.
+        ledger: keep a ledger in the file, of 16 bytes a row, so that `forget_rows` takes away what
+            was absorbed and nothing else. Where `start` has one it is kept in any case.
 
     Raises:
         InputError: on rows that cannot be absorbed (such as those whose values are so large that
@@ -70,7 +77,7 @@ def write_state(
             f"dim_x={model.dim_x} and dim_y={model.dim_y}"
         )
     with only_writer(path):
-        return _write_state(model, table, Path(path), start, notes or {}, on_rows)
+        return _write_state(model, table, Path(path), start, notes or {}, on_rows, ledger)
 
 
 def _write_state(
@@ -80,9 +87,19 @@ def _write_state(
     start: State | None,
     notes: Mapping[str, str],
     on_rows: Callable[[int], None],
+    ledger: bool,
 ) -> int:
     partial = path.with_name(f"{path.name}.partial")
+    if start is not None:
+        if ledger and start.ledger is None:
+            raise InputError(
+                "the state to add points to has no ledger, so that one of them all cannot be kept; "
+                "condition on all of the data again"
+            )
+        ledger = start.ledger is not None
+    options = {"ledger": True} if ledger else {}
     task = {"x": ",".join(table.x), "y": ",".join(table.y), "state": _hash_of(start)}
+    task |= {"with_ledger": "yes"} if ledger else {}
     facts = {**notes, **task}
     rows, digest = _resume(partial, task, model, table)
     state = model.state_class.load(partial, model) if rows else start
@@ -90,7 +107,7 @@ def _write_state(
     def save(state: State) -> None:
         so_far = {"rows": str(rows), "digest": digest.hexdigest()}
         try:
-            state.save(partial, model, **facts | so_far)
+            state.save(partial, model, **options, **facts | so_far)
         except OSError as error:
             raise InputError(f"{partial} cannot be written ({error.strerror})") from error
 
@@ -100,7 +117,7 @@ def _write_state(
         with evaluating(model):
             for points in replace(table, skip=table.skip + rows):
                 try:
-                    more = model.condition(*points)
+                    more = model.condition(*points, **options)
                 except ValueOverflow as error:
                     name = (*table.x, *table.y)[error.column]
                     raise InputError(
@@ -130,6 +147,44 @@ def _write_state(
     return rows
 
 
+def forget_rows(
+    model: ForgettingProcess,
+    table: PointTable,
+    state: AnyState,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> tuple[AnyState, int]:
+    """The state without the rows of `table`, a chunk at a time, and how many they are.
+
+    What it guarantees, with and without a ledger, is what `ForgettingProcess.forget` does.
+
+    Args:
+        model: whose state it is; it computes in evaluation mode.
+        table: names the columns as they were absorbed.
+        state: has absorbed the rows.
+        on_rows: called after each chunk with its number of rows.
+
+    Raises:
+        InputError: on rows that cannot be forgotten; of those that the state's ledger does not
+            have, one is named.
+    """
+    rows = 0
+    with evaluating(model):
+        for points in table:
+            try:
+                state = model.forget(state, *points)
+            except NotAbsorbed as error:
+                raise InputError(
+                    f"row {table.skip + rows + error.point + 1:,} of {table.path} was never "
+                    f"absorbed by the state, or is forgotten already, as its ledger says; drop "
+                    f"such rows"
+                ) from error
+            rows += len(points[0])
+            on_rows(len(points[0]))
+    if not rows:
+        raise InputError(f"{table.path} has no rows")
+    return state, rows
+
+
 def _resume(
     partial: Path, task: dict[str, str], model: NeuralProcess, table: PointTable
 ) -> tuple[int, Any]:
@@ -149,7 +204,8 @@ def _resume(
         if not missing:
             break
     facts = task | {"digest": digest.hexdigest()}
-    if notes | facts != notes or not is_of(notes, model):
+    same_ledger = ("with_ledger" in notes) == ("with_ledger" in task)
+    if notes | facts != notes or not same_ledger or not is_of(notes, model):
         raise InputError(
             f"{partial} was left by a run on other data, columns, weights or --state; delete it, "
             f"or choose another --out"

@@ -60,6 +60,23 @@ class ValueOverflow(InputError):
         self.point = point
 
 
+class NotAbsorbed(InputError):
+    """Points that a state is to forget and, by its ledger, has not absorbed.
+
+    Attributes:
+        point: index of one of them among those that were given.
+        number: how many there are.
+    """
+
+    def __init__(self, point: int, number: int) -> None:
+        super().__init__(
+            f"point {point}, one of {number}, was never absorbed by this state, or is forgotten "
+            f"already, as its ledger says; give points that it has absorbed, with the same values"
+        )
+        self.point = point
+        self.number = number
+
+
 class DataWarning(UserWarning):
     """What was given can be used, and is likely not what was meant.
 

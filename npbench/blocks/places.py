@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from npbench.errors import InputError
+from npbench.errors import DataWarning, InputError
 
 # Dimensions that a grid can fill; beyond, a Sobol sequence does.
 _MOST_GRID_DIMS = 2
@@ -212,5 +212,6 @@ class Locations(nn.Module):
             f"{what} are far outside the places of the latents, from {low} to {high}: points there "
             f"are hardly seen, and predictions there are those of no points. model.on(low, high) "
             f"has the same weights on another range (said once)",
+            DataWarning,
             stacklevel=2,
         )

@@ -24,5 +24,6 @@ COMMANDS = {
     "profile": Command("profile", "Measure memory and time as the context or the history grows."),
     "condition": Command("condition", "Turn a table of any size into a small file, a state."),
     "query": Command("query", "Predict at the rows of a table from a state."),
+    "forget": Command("forget", "Take the rows of a table out of a state."),
     "import-official": Command("import_official", "Take weights of the paper's official code."),
 }

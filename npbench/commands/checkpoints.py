@@ -9,6 +9,7 @@ from torch import Tensor
 from npbench.commands.arguments import given
 from npbench.errors import InputError
 from npbench.models import EventModel, NeuralProcess
+from npbench.models.contracts.ranges import Ranges
 from npbench.training.bounds import WithinWeights, check_numbers
 from npbench.training.checkpoint_files import load_checkpoint
 from npbench.training.class_paths import check_class_paths, class_at
@@ -34,7 +35,7 @@ def load(checkpoint: Path) -> NeuralProcess:
         InputError: if it is none, or of no model of regression that npbench knows, or that
             `--allow` has imported.
     """
-    described, weights = _content(checkpoint)
+    described, weights, ranges = _content(checkpoint)
     check_class_paths(described, (NeuralProcess, EventModel), str(checkpoint))
     kind = class_at(described["class_path"])
     if kind is not None and issubclass(kind, EventModel):
@@ -49,6 +50,7 @@ def load(checkpoint: Path) -> NeuralProcess:
         with WithinWeights(weights, str(checkpoint)):
             model = kind(**described["init_args"])
         model.load_state_dict(weights)
+        model.watch.ranges = ranges
     except InputError:
         raise
     except Exception as error:
@@ -71,8 +73,9 @@ def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
     return model
 
 
-def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """The class and arguments of the model that a training module holds, and its weights."""
+def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], Ranges | None]:
+    """The class and arguments of the model that a training module holds, its weights, and the
+    ranges of its training."""
     stored = load_checkpoint(checkpoint)
     hyper_parameters = stored.get("hyper_parameters")
     described = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
@@ -80,7 +83,7 @@ def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         raise InputError(f"{checkpoint} is no checkpoint of npbench fit: it describes no model")
     weights = stored["state_dict"].items()
     of_model = {name.removeprefix("model."): w for name, w in weights if name.startswith("model.")}
-    return described, of_model
+    return described, of_model, Ranges.of_checkpoint(stored)
 
 
 def of_state(notes: Mapping[str, str], named: Path | None) -> Path:

@@ -48,7 +48,13 @@ def run(args: Sequence[str]) -> None:
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=table.num_rows())
         rows = write_state(
-            model, table, options.out, start, origin, lambda n: progress.advance(shown, n)
+            model,
+            table,
+            options.out,
+            start,
+            origin,
+            lambda n: progress.advance(shown, n),
+            ledger=options.ledger,
         )
     print(f"{rows:,} points absorbed into {options.out}; it answers by")
     out = shlex.quote(str(options.out))
@@ -73,6 +79,10 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--state", type=Path,
         help="a state to add the points to, which gives --ckpt, --x and --y too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ledger", action="store_true",
+        help="note which rows were absorbed, in 16 bytes each, so that npbench forget is certain",
     )  # fmt: skip
     add_allow(parser)
     add_device(parser)

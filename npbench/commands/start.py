@@ -21,7 +21,7 @@ def check(command: str | None, options: Namespace) -> None:
         options: the command's; `ckpt_path` is None afterwards where random weights are meant.
 
     Raises:
-        InputError: if a checkpoint is missing, or there is one too many.
+        InputError: if a checkpoint is missing.
     """
     path = options.get("ckpt_path")
     if str(path).lower() == _RANDOM and path is not None:
@@ -30,11 +30,6 @@ def check(command: str | None, options: Namespace) -> None:
         raise InputError(
             f"npbench {command} takes the weights of a checkpoint, and none was given: add "
             f"--ckpt_path RUN/checkpoints/best.ckpt, or --ckpt_path {_RANDOM} for random weights"
-        )
-    if options.get("init_from") and options["ckpt_path"]:
-        raise InputError(
-            "--ckpt_path goes on with a run, and --init_from begins one with the weights of "
-            "another; give one of the two"
         )
 
 

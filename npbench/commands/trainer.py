@@ -144,7 +144,9 @@ class NPBenchCLI(TrainerCommands):
             raise InputError(str(error)) from error
 
     def before_fit(self) -> None:
-        if path := self.setting("init_from"):
+        path = self.setting("init_from")
+        # The configuration of a run that was begun so says so when it is resumed, too.
+        if path and not self.setting("ckpt_path"):
             start.load_weights(self.model, path)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -13,12 +13,14 @@ from npbench.attention import attend, join_heads, split_heads
 from npbench.blocks import MLP
 from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian
+from npbench.models.contracts.merging import MergingProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, State, merge_all, records_arguments
+from npbench.models.contracts.saved_state import SavedState
 
 
 @dataclass(frozen=True, eq=False)
-class CNPState(State):
+class CNPState(SavedState):
     """The running mean of the points' encodings, and their number; its size is constant."""
 
     mean: Float[Tensor, "batch paths dim_hidden"]
@@ -35,8 +37,9 @@ class CNPState(State):
                 f"states of {self.batch_size} and {other.batch_size} tasks do not merge"
             )
         count = self.count + other.count
-        share = (other.count / count.clamp(min=1)).to(self.mean.dtype)
-        return CNPState(torch.lerp(self.mean, other.mean, share), count)
+        share = other.count.to(self.mean.dtype) / count.clamp(min=1)
+        mean = torch.lerp(self.mean, other.mean, share)
+        return CNPState(mean, count, ledger=self._merged_ledger(other))
 
 
 class PooledEncoder(nn.Module):
@@ -228,7 +231,7 @@ def represent(
     return torch.cat([encoder.summarise_for(state, xt), summary], dim=-1)
 
 
-class CNP(ConditionalProcess):
+class CNP(MergingProcess, ConditionalProcess):
     r"""Conditional Neural Process.
 
     $$y_t \sim \mathcal{N}(\mu, \sigma^2), \qquad [\mu, \sigma] = \mathrm{head}([r, s, x_t])$$
@@ -253,6 +256,8 @@ class CNP(ConditionalProcess):
         >>> model(x, y, x).mean.shape
         torch.Size([16, 10, 1])
     """
+
+    state_class = CNPState
 
     @records_arguments
     def __init__(

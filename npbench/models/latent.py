@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from npbench.likelihoods import DiagonalGaussian, independent_normal
-from npbench.models.conditional import AttentiveEncoder, PooledEncoder
+from npbench.models.conditional import AttentiveEncoder, CNPState, PooledEncoder
+from npbench.models.contracts.merging import MergingProcess
 from npbench.models.contracts.mixture import MixtureProcess, expand, log_mean_exp
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import State, records_arguments
@@ -73,7 +74,7 @@ class LatentProcess(MixtureProcess):
         return self.given(state, xt, self.latent(state).rsample(torch.Size([num_samples])))
 
 
-class NP(LatentProcess):
+class NP(MergingProcess, LatentProcess):
     r"""Neural Process: a latent variable beside CNP's deterministic summary (`PooledEncoder`).
 
     Its state is CNP's, of constant size. See `LatentProcess` for the model and its training.
@@ -98,6 +99,8 @@ class NP(LatentProcess):
         >>> model(x, y, x).mean.shape
         torch.Size([16, 10, 1])
     """
+
+    state_class = CNPState
 
     @records_arguments
     def __init__(

@@ -27,11 +27,9 @@ class GradientCheck:
 
     Example:
         >>> weight = nn.Parameter(torch.ones(2))
-        >>> weight.grad = torch.tensor([1.0, torch.nan])
+        >>> weight.grad = torch.tensor([1.0, 2.0])
         >>> GradientCheck("raise").passes([weight], step=7)
-        Traceback (most recent call last):
-        ...
-        npbench.errors.InputError: the gradients of step 7 are not finite: values of that batch ...
+        True
     """
 
     def __init__(self, on_nonfinite: OnNonFinite = "skip") -> None:

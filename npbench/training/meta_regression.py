@@ -87,7 +87,7 @@ class MetaRegression(TrainingModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if (ranges := self.model.watch.ranges) is not None:
-            checkpoint["training_ranges"] = vars(ranges.to("cpu"))
+            checkpoint |= ranges.to_checkpoint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, and know what values this one was trained on.
@@ -96,10 +96,9 @@ class MetaRegression(TrainingModule):
             InputError: as `TrainingModule`.
         """
         super().on_load_checkpoint(checkpoint)
-        # Release 0.1.0 wrote none, and those of a part of the training would mislead.
-        known = checkpoint.get("training_ranges")
-        self._records_ranges = known is not None
-        self.model.watch.ranges = None if known is None else Ranges(**known)
+        self.model.watch.ranges = Ranges.of_checkpoint(checkpoint)
+        # Where they are not known, those of the steps that follow alone would mislead.
+        self._records_ranges = self.model.watch.ranges is not None
 
     def _end_step(self, taken: bool) -> None:
         ranges, self._step_ranges = self._step_ranges, None

@@ -128,10 +128,11 @@ def test_the_file_is_the_state_of_all_rows(
     assert shlex.split(query) == [*words, "--out", "predictions.parquet"]
 
 
-def test_sums_are_such_a_state_and_answer(
-    tmp_path: Path, out: Path, save_checkpoint: Callable
+@pytest.mark.parametrize("name", ["SecondMomentNP", "CNP"])
+def test_all_states_that_merge_are_such_a_state_and_answer(
+    name: str, tmp_path: Path, out: Path, save_checkpoint: Callable
 ) -> None:
-    model = small("SecondMomentNP", 2, 1).float()
+    model = small(name, 2, 1).float()
     names = ["lat", "lon", "t"]
     points = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=names)
     data = write(points, tmp_path / "points.csv")

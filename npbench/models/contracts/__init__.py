@@ -1,11 +1,13 @@
 """What every model must be: the verbs, the states, and what they share.
 
 `process` is the contract of neural processes and `events` that of event models; `joint`, `mixture`
-and `stored_context` are bases of families; `inputs` checks what comes in, as sets of `points`;
-`state_files` keeps states in files.
+and `stored_context` are bases of families, and `merging` that of models whose states merge;
+`inputs` checks what comes in, as sets of `points`, and `ranges` whether it is far from what was
+trained on; `state_files` keeps states in files, and a `ledger` which points they have absorbed.
 """
 
 from npbench.models.contracts.events import EventEvaluation, EventModel, EventState
+from npbench.models.contracts.merging import ForgettingProcess, MergingProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import (
     Evaluation,
@@ -15,15 +17,19 @@ from npbench.models.contracts.process import (
     merge_all,
     records_arguments,
 )
+from npbench.models.contracts.saved_state import SavedState
 
 __all__ = [
     "Evaluation",
     "EventEvaluation",
     "EventModel",
     "EventState",
+    "ForgettingProcess",
     "Marginals",
+    "MergingProcess",
     "NeuralProcess",
     "Points",
+    "SavedState",
     "State",
     "merge_all",
     "records_arguments",

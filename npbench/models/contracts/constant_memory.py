@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributions import Distribution
@@ -16,9 +16,9 @@ from npbench.attention import AttentionState
 from npbench.distributed import all_merge
 from npbench.errors import InputError
 from npbench.likelihoods import DiagonalGaussian, independent_normal
-from npbench.models.contracts.inputs import check_batch
+from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import NeuralProcess, are_finite, merge_all
+from npbench.models.contracts.process import are_finite, merge_all
 from npbench.models.contracts.saved_state import SavedState
 
 AnyState = TypeVar("AnyState", bound="ConstantMemoryState")
@@ -48,7 +48,8 @@ class ConstantMemoryState(SavedState):
         return are_finite(numbers if self.latents is None else [*numbers, self.latents])
 
     def merge(self: AnyState, other: AnyState) -> AnyState:
-        return replace(self, attention=self.attention.merge(other.attention), latents=None)
+        attention, ledger = self.attention.merge(other.attention), self._merged_ledger(other)
+        return replace(self, attention=attention, latents=None, ledger=ledger)
 
     def _tensors_to_save(self) -> dict[str, Tensor]:
         tensors = {"attention.lse": self.attention.lse, "attention.out": self.attention.out}
@@ -62,8 +63,12 @@ class ConstantMemoryState(SavedState):
         return cls(attention, tensors.get("latents"))
 
 
-class ConstantMemoryProcess(NeuralProcess):
+class ConstantMemoryProcess(ForgettingProcess):
     """A model whose state merges, and that absorbs any number of points in constant memory.
+
+    `forget` is exact but for rounding, which grows with the share of the attention that the points
+    carried, to at most a hundredfold: where less than 1 % of any latent's attention is left, there
+    is an error instead of a state.
 
     A model implements `_states`, `_encode` and `_encode_targets`; it has a `head`, whose moments
     are those of single targets.
@@ -101,16 +106,6 @@ class ConstantMemoryProcess(NeuralProcess):
     ) -> Float[Tensor, "batch target dim_model"]:
         """The encoding of targets, which the head takes."""
 
-    def merge(self, *states: ConstantMemoryState) -> ConstantMemoryState:
-        """The state of the union of one context or more, ready to be queried.
-
-        Raises:
-            InputError: if there is no state, or if they are of different tasks or models.
-        """
-        if not states:
-            raise InputError("merge takes one state or more; condition on no points for a prior")
-        return merge_all((self._attention(state) for state in states), finish=self._state)
-
     def all_merge(
         self, state: ConstantMemoryState, group: ProcessGroup | None = None
     ) -> ConstantMemoryState:
@@ -128,25 +123,7 @@ class ConstantMemoryProcess(NeuralProcess):
         """
         return self._state(all_merge(self._attention(state), group, self.parameters()))
 
-    def forget(
-        self,
-        state: ConstantMemoryState,
-        x: Float[Tensor, "batch points dim_x"],
-        y: Float[Tensor, "batch points dim_y"],
-        mask: Bool[Tensor, "batch points"] | None = None,
-    ) -> ConstantMemoryState:
-        """The state without these points, which it has absorbed before: the inverse of `update`.
-
-        It serves windows that slide, and data that must be deleted. It is exact but for rounding,
-        which grows with the share of the attention that the points carried: where less than 1 % of
-        any latent's attention is left, there is an error instead of a state.
-
-        Raises:
-            InputError: as `update`; and where the result would be ill-conditioned, or the state
-                cannot have absorbed the points.
-        """
-        points = self._inputs.points("x", x, "y", y, mask)
-        check_batch("x", points.x, state.batch_size)
+    def _forget(self, state: ConstantMemoryState, points: Points) -> ConstantMemoryState:
         attention, share = self._attention(state).remove(self._absorb(points))
         least = float(share.detach().min())
         if not least >= _LEAST_SHARE:
@@ -156,6 +133,9 @@ class ConstantMemoryProcess(NeuralProcess):
                 f"never absorbed the points: condition on those that remain instead"
             )
         return self._state(attention)
+
+    def _finished(self, state: ConstantMemoryState) -> ConstantMemoryState:
+        return self._state(self._attention(state))
 
     def _condition(self, chunks: Iterator[Points]) -> ConstantMemoryState:
         if torch.is_grad_enabled() and self.context_chunk_size is not None:

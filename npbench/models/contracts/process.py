@@ -192,22 +192,7 @@ class NeuralProcess(nn.Module, ABC):
             DataWarning: once for each column, of values far outside those of training, where these
                 are known; see `Watch`. In training, with gradients, values are not looked at.
         """
-        size = self._chunk_size() if chunk_size is None else chunk_size
-        if isinstance(xc, Tensor | np.ndarray):
-            if yc is None:
-                raise InputError("condition got context inputs xc without outputs yc")
-            return self._absorbed(self._condition, self._inputs.slices(xc, yc, mask, size))
-        check_no_frame("xc", xc)
-        if not isinstance(xc, Stream):
-            raise InputError(
-                f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
-            )
-        if yc is not None or mask is not None:
-            raise InputError(
-                f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
-                f"got xc of type {type(xc).__name__} with other arguments"
-            )
-        return self._absorbed(self._condition, self._inputs.chunks(xc, size))
+        return self._absorbed(self._condition, self._chunks(xc, yc, mask, chunk_size))
 
     def update(
         self,
@@ -312,6 +297,25 @@ class NeuralProcess(nn.Module, ABC):
         xt = self._targets(state, xt).x
         with torch.no_grad():
             return self._sample(state, xt, num_samples)
+
+    def _chunks(self, xc: Any, yc: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
+        """What `condition` is given, checked chunk by chunk."""
+        size = self._chunk_size() if chunk_size is None else chunk_size
+        if isinstance(xc, Tensor | np.ndarray):
+            if yc is None:
+                raise InputError("condition got context inputs xc without outputs yc")
+            return self._inputs.slices(xc, yc, mask, size)
+        check_no_frame("xc", xc)
+        if not isinstance(xc, Stream):
+            raise InputError(
+                f"condition takes tensors, or an iterable of (x, y) chunks, not {type(xc).__name__}"
+            )
+        if yc is not None or mask is not None:
+            raise InputError(
+                f"condition takes tensors xc and yc, or an iterable of (x, y) chunks alone; "
+                f"got xc of type {type(xc).__name__} with other arguments"
+            )
+        return self._inputs.chunks(xc, size)
 
     def _chunk_size(self) -> int | None:
         """How many points `condition` absorbs at a time where it is not told."""

@@ -1,8 +1,9 @@
 """What values a model was trained on, and what is said where it is given others."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -50,6 +51,16 @@ class Ranges(TensorRecord):
         mean = values.masked_fill(~real, 0.0).sum(dim=0) / count.clamp(min=1)
         squares = (values - mean).square().masked_fill(~real, 0.0).sum(dim=0)
         return cls(low, high, mean, squares, count)
+
+    @classmethod
+    def of_checkpoint(cls, content: Mapping[str, Any]) -> "Ranges | None":
+        """Those of the training that has left a checkpoint; release 0.1.0 did not write them."""
+        known = content.get("training_ranges")
+        return None if known is None else cls(**known)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """What `of_checkpoint` takes, as an entry of a checkpoint."""
+        return {"training_ranges": vars(self.to("cpu"))}
 
     def merge(self, other: "Ranges") -> "Ranges":
         """The ranges of both sets of points."""

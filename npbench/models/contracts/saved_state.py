@@ -3,23 +3,33 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from torch import Tensor
 
 from npbench.errors import InputError
 from npbench.models.contracts import state_files
+from npbench.models.contracts.ledger import Ledger
 from npbench.models.contracts.process import NeuralProcess, State
 
 Saved = TypeVar("Saved", bound="SavedState")
 
+# The name of the ledger among the tensors of a file.
+_LEDGER = "ledger"
 
+
+@dataclass(frozen=True, eq=False)
 class SavedState(State, ABC):
     """A state of constant size: it merges with others, and fits into a file.
 
-    A subclass says by `_tensors_to_save` what a file holds of it, and by `_from_file` how the state
-    follows from that.
+    A file holds the state's tensors by the names of its fields. A subclass for which that is not
+    enough, or too much, says by `_tensors_to_save` what a file holds of it, and by `_from_file` how
+    the state follows from that.
     """
+
+    ledger: Ledger | None = field(default=None, kw_only=True)
+    """Which points it has absorbed, if that was asked for; it grows with them."""
 
     @abstractmethod
     def merge(self: Saved, other: Saved) -> Saved:
@@ -29,37 +39,63 @@ class SavedState(State, ABC):
             InputError: if the two are states of different numbers of tasks, or of other models.
         """
 
-    @abstractmethod
+    def repeat(self: Saved, times: int) -> Saved:
+        """All tasks, `times` times over, without a ledger, which is of one task."""
+        return replace(super().repeat(times), ledger=None)
+
     def _tensors_to_save(self) -> Mapping[str, Tensor]:
         """What a file holds of the state, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @classmethod
-    @abstractmethod
     def _from_file(
         cls: type[Saved], tensors: Mapping[str, Tensor], notes: Mapping[str, str]
     ) -> Saved:
         """The state of these tensors and notes; a KeyError if they are another model's."""
+        return cls(*(tensors[each.name] for each in fields(cls) if not each.kw_only))
+
+    def _merged_ledger(self, other: "SavedState") -> Ledger | None:
+        """The ledger of the union; None unless both states have one."""
+        if self.ledger is None or other.ledger is None:
+            return None
+        return self.ledger.merge(other.ledger)
 
     def save(
-        self, path: str | os.PathLike, model: NeuralProcess | None = None, **notes: str
+        self,
+        path: str | os.PathLike,
+        model: NeuralProcess | None = None,
+        ledger: bool = False,
+        **notes: str,
     ) -> None:
         """Write the state to a safetensors file: whole, or not at all.
 
         Args:
-            path: the file, whose size the context does not change.
+            path: the file, whose size the context does not change, unless a ledger is written.
             model: whose state it is; its fingerprint is written with it, for `load` to check. It
                 hashes the class, the weights and the arguments that differ from their defaults.
+            ledger: write the state's ledger too, in 16 bytes a point: `load` then gives a state
+                that forgets with certainty.
             notes: further facts to write into the file's metadata.
 
         Raises:
-            InputError: if the state is not finite: no query of it would be.
+            InputError: if the state is not finite: no query of it would be; and if a ledger is
+                asked for and it has none.
         """
+        if ledger and self.ledger is None:
+            raise InputError(
+                "the state has no ledger, which only condition(..., ledger=True) begins; condition "
+                "on all of the data again"
+            )
         if not self.is_finite():
             raise InputError(
                 f"the state holds NaN or infinite numbers, and is not written to {path}: condition "
                 f"without the points that overflow"
             )
-        state_files.write(path, self._tensors_to_save(), model, {**notes, **self._notes()})
+        tensors = dict(self._tensors_to_save())
+        if ledger and self.ledger is not None:
+            tensors[_LEDGER] = self.ledger.to_tensor()
+        state_files.write(path, tensors, model, {**notes, **self._notes()})
 
     @classmethod
     def load(
@@ -83,6 +119,8 @@ class SavedState(State, ABC):
             raise InputError(
                 f"{path} holds the state of another model: it has no {error}"
             ) from error
+        if (digests := tensors.get(_LEDGER)) is not None:
+            state = replace(state, ledger=Ledger.from_tensor(digests))
         return state if model is None else state.to(next(model.parameters()).device)
 
     def _notes(self) -> Mapping[str, str]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributions import Distribution
@@ -15,13 +14,9 @@ from npbench.blocks.sums import Sums
 from npbench.distributed import all_sum
 from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture, independent_normal
-from npbench.models.contracts.inputs import check_batch
+from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import (
-    Marginals,
-    NeuralProcess,
-    merge_all,
-)
+from npbench.models.contracts.process import Marginals, merge_all
 from npbench.models.contracts.saved_state import SavedState
 
 AnyState = TypeVar("AnyState", bound="SumState")
@@ -56,14 +51,17 @@ class SumState(SavedState):
                 f"states with sums of shapes {mine} and {theirs}, whose first dimension counts the "
                 f"tasks, do not merge"
             )
-        return type(self)(self.moments.merge(other.moments), posterior=None)
+        moments, ledger = self.moments.merge(other.moments), self._merged_ledger(other)
+        return type(self)(moments, posterior=None, ledger=ledger)
 
     def _tensors_to_save(self) -> dict[str, Tensor]:
         return {f"moments.{name}": tensor for name, tensor in self.moments.named()}
 
 
-class SumProcess(NeuralProcess):
+class SumProcess(ForgettingProcess):
     """What the models of sums share: they add, merge, subtract, and solve equations once a state.
+
+    `forget` is a subtraction in float64: exact but for rounding, however few points are left.
 
     Without gradients so many points are absorbed, or targets predicted, at a time:
     `points_at_a_time` and `targets_at_a_time`.
@@ -98,12 +96,6 @@ class SumProcess(NeuralProcess):
     def _predict(self, state: Any, xt: Tensor) -> NormalMixture:
         """At each target by itself; the state is solved."""
 
-    def merge(self, *states: SumState) -> SumState:
-        """The state of the union of one context or more, ready to be queried."""
-        if not states:
-            raise InputError("merge takes one state or more; condition on no points for a prior")
-        return merge_all(states, finish=self._solved)
-
     def all_merge(self, state: SumState, group: ProcessGroup | None = None) -> SumState:
         """The collective form of `merge`: one sum over ranks; see `npbench.distributed.all_sum`.
 
@@ -116,22 +108,7 @@ class SumProcess(NeuralProcess):
         """
         return self._state(all_sum(state.moments, group, self.parameters()))
 
-    def forget(
-        self,
-        state: SumState,
-        x: Float[Tensor, "batch points dim_x"],
-        y: Float[Tensor, "batch points dim_y"],
-        mask: Bool[Tensor, "batch points"] | None = None,
-    ) -> SumState:
-        """The state without these points, which it has absorbed before: the inverse of `update`.
-
-        A subtraction in float64: exact but for rounding, however few points are left.
-
-        Raises:
-            InputError: as `update`; and if the state cannot have absorbed the points.
-        """
-        points = self._inputs.points("x", x, "y", y, mask)
-        check_batch("x", points.x, state.batch_size)
+    def _forget(self, state: SumState, points: Points) -> SumState:
         left = state.moments.remove(self._absorb(points))
         floor = -_ROUNDING * (1 + state.moments.squares)
         wrong = (left.count < 0) | (left.squares < floor).any(dim=-1)
@@ -161,6 +138,9 @@ class SumProcess(NeuralProcess):
         if self.likelihood == "gaussian":
             return independent_normal(*mixture.moments)
         return mixture.distribution
+
+    def _finished(self, state: SumState) -> SumState:
+        return self._solved(state)
 
     def _solved(self, state: SumState) -> SumState:
         return self._state(state.moments) if state.posterior is None else state
