@@ -24,7 +24,7 @@ from npbench.commands.tables import table_of
 from npbench.errors import InputError
 from npbench.files import only_writer, output_file
 from npbench.messages import CommandParser
-from npbench.metrics import RegressionMetrics
+from npbench.metrics import metrics_of
 from npbench.models.contracts.process import NeuralProcess, evaluating
 from npbench.profiling import PointPhases
 from npbench.task import Task
@@ -42,6 +42,14 @@ data section can be set with --data.FIELD."""
 
 # What is timed; training is not.
 _PHASES = ("condition", "query", "update")
+# Metrics that the table has where they are measured: their titles and formats.
+_QUALITY = {
+    "rmse": ("RMSE", ".3f"),
+    "coverage_50": ("50 %", ".1%"),
+    "coverage_95": ("95 %", ".1%"),
+    "accuracy": ("accuracy", ".1%"),
+    "calibration_error": ("calibration error", ".3f"),
+}
 # Groups of tasks of about one size, in the figure.
 _MOST_BINS = 8
 # What the best predictions are drawn as: those that know each task's process, and only the priors.
@@ -173,7 +181,7 @@ def evaluate(
     model: NeuralProcess, batches: Iterable[Task], device: torch.device
 ) -> tuple[dict[str, float], list[float]]:
     """The metrics over all tasks, and each task's log-likelihood."""
-    metrics = RegressionMetrics().to(device)
+    metrics = metrics_of(model).to(device)
     measured: dict[str, Metric] = {}
     by_task: list[float] = []
     with evaluating(model), _own_randomness(device):
@@ -204,8 +212,10 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
     """The comparison as two tables for the terminal: how good, and at what cost."""
     gaps = {"gap": "gap", "gap_bayes": "gap to Bayes"}
     gaps = {name: title for name, title in gaps.items() if name in table}
+    others = {name: titled for name, titled in _QUALITY.items() if name in table}
+    titles = (title for title, _ in others.values())
     quality = table_of(
-        ["model", "log-lik.", "difference", *gaps.values(), "RMSE", "50 %", "95 %"],
+        ["model", "log-lik.", "difference", *gaps.values(), *titles],
         f"{num_tasks:,} tasks; nats per target ± standard error; difference to the first, paired "
         f"by task",
     )
@@ -220,9 +230,7 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
             f"{row.log_likelihood:.3f} ± {row.log_likelihood_stderr:.3f}",
             "" if first else f"{row.difference:.3f} ± {row.difference_stderr:.3f}",
             *(f"{row[gap]:.3f}" for gap in gaps),
-            f"{row.rmse:.3f}",
-            f"{row.coverage_50:.1%}",
-            f"{row.coverage_95:.1%}",
+            *(format(row[name], how) for name, (_, how) in others.items()),
         )
         costs.add_row(
             str(name),

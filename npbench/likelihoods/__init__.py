@@ -1,6 +1,6 @@
 """Prediction heads: from an encoding to a distribution."""
 
-from npbench.likelihoods.categorical import CategoricalHead
+from npbench.likelihoods.categorical import CategoricalHead, Likelihood, target_head
 from npbench.likelihoods.gaussian import (
     DiagonalGaussian,
     GaussianHead,
@@ -16,10 +16,12 @@ __all__ = [
     "DiagonalGaussian",
     "GaussianHead",
     "JointGaussian",
+    "Likelihood",
     "MixtureCorrection",
     "NextEvent",
     "NextEventHead",
     "NormalMixture",
     "equal_mixture",
     "independent_normal",
+    "target_head",
 ]

@@ -42,9 +42,9 @@ class GaussianHead(nn.Module):
         self.mlp = mlp
 
     def forward(self, encoding: Float[Tensor, "*batch target dim_in"]) -> Independent:
-        return independent_normal(*self.moments(encoding))
+        return self.distribution(*self.parts(encoding))
 
-    def moments(
+    def parts(
         self, encoding: Float[Tensor, "*batch target dim_in"]
     ) -> tuple[Float[Tensor, "*batch target dim_y"], Float[Tensor, "*batch target dim_y"]]:
         """Mean and standard deviation."""
@@ -52,6 +52,10 @@ class GaussianHead(nn.Module):
         if self.min_std is None:
             return mean, raw.exp()
         return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)
+
+    def distribution(self, mean: Tensor, std: Tensor) -> Independent:
+        """The distribution of these parts."""
+        return independent_normal(mean, std)
 
 
 class DiagonalGaussian(GaussianHead):

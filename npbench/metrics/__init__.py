@@ -1,15 +1,23 @@
 """Metrics, whose sums add up over many batches and devices."""
 
+from npbench.metrics.classification import (
+    ClassificationMetrics,
+    ExpectedCalibrationError,
+    metrics_of,
+)
 from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
 from npbench.metrics.regression import Coverage, RegressionMetrics, StandardError, TaskMean
 
 __all__ = [
+    "ClassificationMetrics",
     "Coverage",
     "EventMetrics",
+    "ExpectedCalibrationError",
     "KolmogorovSmirnov",
     "MedianAbsoluteError",
     "PerEvent",
     "RegressionMetrics",
     "StandardError",
     "TaskMean",
+    "metrics_of",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from npbench.attention import AttentionState
 from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.constant_memory import (
     ConstantMemoryProcess,
     ConstantMemoryState,
@@ -56,6 +56,7 @@ class CMANP(ConstantMemoryProcess):
         context_chunk_size: how many context points are embedded and absorbed at a time, and targets
             decoded: memory then does not depend on their numbers, in training either. It changes no
             result; see below.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     How many points `condition`, `update`, `forget` and `query` take at a time, where `condition` is
     not told by its own `chunk_size`:
@@ -98,6 +99,7 @@ class CMANP(ConstantMemoryProcess):
         qk_norm: bool = False,
         norm_residual: bool = True,
         context_chunk_size: int | None = None,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -108,8 +110,11 @@ class CMANP(ConstantMemoryProcess):
             ConstantMemoryAttentionBlock(config, num_block_latents) for _ in range(num_layers)
         )
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
-        self.head = DiagonalGaussian(
-            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        self.head = target_head(
+            likelihood,
+            dim_y,
+            lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
+            min_std=0.05 if bound_std else None,
         )
 
     def _states(self, chunks: Iterable[Points]) -> Iterator[AttentionState]:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from npbench.attention import attend, join_heads, split_heads
 from npbench.blocks import MLP
 from npbench.errors import InputError
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import CategoricalHead, GaussianHead, Likelihood, target_head
 from npbench.models.contracts.merging import MergingProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, State, merge_all, records_arguments
@@ -211,7 +211,7 @@ class ConditionalProcess(NeuralProcess):
     where the encoder makes $r_t$ and s of the context."""
 
     encoder: PooledEncoder | AttentiveEncoder
-    head: DiagonalGaussian
+    head: GaussianHead | CategoricalHead
 
     def _condition(self, chunks: Iterator[Points]) -> State:
         return self.encoder.condition(chunks)
@@ -246,6 +246,7 @@ class CNP(MergingProcess, ConditionalProcess):
         pre_depth: linear layers before the mean.
         post_depth: linear layers after it.
         decoder_depth: linear layers of the head.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Garnelo et al., *Conditional Neural Processes*, ICML 2018; the variant with two encoders
     and the defaults are those of the paper's official code.
@@ -268,11 +269,13 @@ class CNP(MergingProcess, ConditionalProcess):
         pre_depth: int = 4,
         post_depth: int = 2,
         decoder_depth: int = 3,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.encoder = PooledEncoder(dim_x, dim_y, dim_hidden, dim_hidden, pre_depth, post_depth)
-        self.head = DiagonalGaussian(
-            2 * dim_hidden + dim_x, dim_hidden, dim_y, depth=decoder_depth, min_std=0.1
+        dim_in = 2 * dim_hidden + dim_x
+        self.head = target_head(
+            likelihood, dim_y, lambda n: MLP(dim_in, dim_hidden, n, decoder_depth), min_std=0.1
         )
 
 
@@ -292,6 +295,7 @@ class CANP(ConditionalProcess):
         pre_depth: linear layers before the mean, 2 of them self-attention.
         post_depth: linear layers after it.
         decoder_depth: linear layers of the head.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Kim et al., *Attentive Neural Processes*, ICLR 2019, without the latent path; as in the
     paper's official code.
@@ -314,6 +318,7 @@ class CANP(ConditionalProcess):
         pre_depth: int = 4,
         post_depth: int = 2,
         decoder_depth: int = 3,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.encoder = AttentiveEncoder(
@@ -326,6 +331,7 @@ class CANP(ConditionalProcess):
             value_depth=value_depth,
             query_depth=query_depth,
         )
-        self.head = DiagonalGaussian(
-            2 * dim_hidden + dim_x, dim_hidden, dim_y, depth=decoder_depth, min_std=0.1
+        dim_in = 2 * dim_hidden + dim_x
+        self.head = target_head(
+            likelihood, dim_y, lambda n: MLP(dim_in, dim_hidden, n, decoder_depth), min_std=0.1
         )

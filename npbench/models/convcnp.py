@@ -17,7 +17,7 @@ from npbench.blocks.set_convolution import Grid, SetConvolution
 from npbench.blocks.unet import UNet
 from npbench.distributed import all_sum
 from npbench.errors import InputError
-from npbench.likelihoods import GaussianHead
+from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, merge_all, records_arguments
@@ -111,6 +111,7 @@ class ConvCNP(NeuralProcess):
         num_levels: how often the U-Net halves the grid.
         kernel_size: nodes of a convolution in each direction.
         min_std: least standard deviation m: $\sigma = m + (1 - m)\,\mathrm{softplus}(r)$.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Gordon et al., *Convolutional Conditional Neural Processes*, ICLR 2020.
 
@@ -136,6 +137,7 @@ class ConvCNP(NeuralProcess):
         num_levels: int = 5,
         kernel_size: int = 5,
         min_std: float = 0.0,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.grid = grid.resolved(dim_x)
@@ -143,7 +145,9 @@ class ConvCNP(NeuralProcess):
         self.spread = SetConvolution(2 * spacing)
         self.network = UNet(dim_x, 1 + dim_y, dim_hidden, num_levels, kernel_size)
         self.gather = SetConvolution(2 * spacing)
-        self.head = GaussianHead(MLP(dim_hidden, dim_hidden, 2 * dim_y, depth=2), min_std)
+        self.head = target_head(
+            likelihood, dim_y, lambda n: MLP(dim_hidden, dim_hidden, n, depth=2), min_std
+        )
         # All inputs are taken from the centre, so that a grid far from 0 costs no digits.
         axes = self.grid.axes(dim_x, self.network.multiple)
         centre = torch.stack([axis.mean() for axis in axes])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.blocks import MLP, Decoder, FeedForward, LayerConfig, SelfAttention
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
 from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
@@ -34,6 +34,7 @@ class EQTNP(StoredContextProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Feng et al., *Latent Bottlenecked Attentive Neural Processes*, ICLR 2023.
 
@@ -58,14 +59,18 @@ class EQTNP(StoredContextProcess):
         bound_std: bool = False,
         qk_norm: bool = False,
         norm_residual: bool = True,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm, norm_residual)
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.layers = nn.ModuleList(_EncoderLayer(config) for _ in range(num_layers - 1))
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
-        self.head = DiagonalGaussian(
-            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        self.head = target_head(
+            likelihood,
+            dim_y,
+            lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
+            min_std=0.05 if bound_std else None,
         )
 
     def _encode(self, points: Points) -> StoredContext:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.blocks import MLP, CrossAttention, Decoder, FeedForward, LayerConfig, SelfAttention
-from npbench.likelihoods import DiagonalGaussian, JointGaussian
+from npbench.likelihoods import JointGaussian, Likelihood, target_head
 from npbench.models.contracts.joint import JointProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
@@ -40,6 +40,7 @@ class LBANP(StoredContextProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         norm_residual: what the layers' residuals add; see `LayerConfig`.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Feng et al., *Latent Bottlenecked Attentive Neural Processes*, ICLR 2023.
 
@@ -65,6 +66,7 @@ class LBANP(StoredContextProcess):
         bound_std: bool = False,
         qk_norm: bool = False,
         norm_residual: bool = True,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm, norm_residual)
@@ -72,8 +74,11 @@ class LBANP(StoredContextProcess):
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.layers = nn.ModuleList(_LatentLayer(config) for _ in range(num_layers))
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
-        self.head: nn.Module = DiagonalGaussian(
-            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        self.head: nn.Module = target_head(
+            likelihood,
+            dim_y,
+            lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
+            min_std=0.05 if bound_std else None,
         )
 
     def _encode(self, points: Points) -> StoredContext:

@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from npbench.attention import AttentionState
 from npbench.attention.rotary import Rotary
-from npbench.blocks.layers import LayerConfig
+from npbench.blocks.layers import MLP, LayerConfig
 from npbench.blocks.located import At, LocatedDecoder, LocatedMix
 from npbench.blocks.pack import Pack, near_first, state_of
 from npbench.blocks.places import Locations, Places, offsets
 from npbench.blocks.scales import Scales
 from npbench.errors import InputError
-from npbench.likelihoods import DiagonalGaussian
+from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.constant_memory import (
     ConstantMemoryProcess,
     ConstantMemoryState,
@@ -99,6 +99,7 @@ class LocatedCMANP(ConstantMemoryProcess):
             counts no more of them, so that it knows from training what so many points mean.
         context_chunk_size: as of `CMANP`, with 65,536 points at a time where it is None and no
             gradients are recorded.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Example:
         >>> model = LocatedCMANP(dim_x=1, dim_y=1, num_layers=1).eval()
@@ -130,6 +131,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         bound_std: bool = False,
         context_chunk_size: int | None = None,
         max_density: float | None = None,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -152,8 +154,11 @@ class LocatedCMANP(ConstantMemoryProcess):
         )  # fmt: skip
         self.mix = LocatedMix(config, scales.mix, num_layers)
         self.decoder = LocatedDecoder(config, scales.query, num_query_layers)
-        self.head = DiagonalGaussian(
-            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        self.head = target_head(
+            likelihood,
+            dim_y,
+            lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
+            min_std=0.05 if bound_std else None,
         )
 
     def on(self, low: float | tuple[float, ...], high: float | tuple[float, ...]) -> "LocatedCMANP":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
-from npbench.likelihoods import DiagonalGaussian, JointGaussian
+from npbench.likelihoods import JointGaussian, Likelihood, target_head
 from npbench.models.contracts.joint import JointProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Evaluation, masked_mean, records_arguments
@@ -39,6 +39,7 @@ class TNPD(StoredContextProcess):
         dropout: rate in the layers.
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
+        likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
 
     Source: Nguyen and Grover, *Transformer Neural Processes: Uncertainty-Aware Meta Learning via
     Sequence Modeling*, ICML 2022.
@@ -63,13 +64,17 @@ class TNPD(StoredContextProcess):
         dropout: float = 0.0,
         bound_std: bool = False,
         qk_norm: bool = False,
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm)
         self.embed = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(num_layers))
-        self.head: nn.Module = DiagonalGaussian(
-            dim_model, dim_feedforward, dim_y, depth=2, min_std=0.05 if bound_std else None
+        self.head: nn.Module = target_head(
+            likelihood,
+            dim_y,
+            lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
+            min_std=0.05 if bound_std else None,
         )
 
     def _encode(self, points: Points) -> StoredContext:

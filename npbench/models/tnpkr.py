@@ -16,7 +16,7 @@ from npbench.attention.scan import ScanAttention
 from npbench.blocks import GELUMLP, KernelRegressionBlock, LayerConfig
 from npbench.blocks.kernel_regression import NORM_EPS
 from npbench.errors import InputError
-from npbench.likelihoods import CategoricalHead, GaussianHead, JointGaussian
+from npbench.likelihoods import JointGaussian, Likelihood, target_head
 from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.joint import JointProcess
 from npbench.models.contracts.points import Points
@@ -131,7 +131,7 @@ class TNPKR(NeuralProcess):
         dim_hidden: int = 128,
         dropout: float = 0.0,
         min_std: float = 0.0,
-        likelihood: Literal["gaussian", "categorical"] = "gaussian",
+        likelihood: Likelihood = "gaussian",
     ) -> None:
         super().__init__(dim_x, dim_y)
         if attention not in _ATTENTIONS:
@@ -167,7 +167,9 @@ class TNPKR(NeuralProcess):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim_model, NORM_EPS)
-        self.head: Any = _head(likelihood, [dim_model, *head_widths], dim_y, dropout, min_std)
+        self.head: Any = target_head(
+            likelihood, dim_y, lambda n: GELUMLP([dim_model, *head_widths, n], dropout), min_std
+        )
         self.apply(_initialise)
         nn.init.normal_(self.embed_observed.weight, std=_DIM_OBSERVED**-0.5)
 
@@ -361,18 +363,6 @@ def _token_columns(
                 f"has among its columns: the model would not see them"
             )
     return [column for column in range(dim_x) if column not in left_out]
-
-
-def _head(
-    likelihood: str, widths: list[int], dim_y: int, dropout: float, min_std: float
-) -> nn.Module:
-    if likelihood == "gaussian":
-        return GaussianHead(GELUMLP([*widths, 2 * dim_y], dropout), min_std)
-    if likelihood != "categorical":
-        raise InputError(f'likelihood={likelihood!r} must be "gaussian" or "categorical"')
-    if dim_y < 2:
-        raise InputError(f"dim_y={dim_y} classes are none to choose from: give 2 or more")
-    return CategoricalHead(GELUMLP([*widths, dim_y], dropout))
 
 
 def _initialise(module: nn.Module) -> None:

@@ -85,7 +85,9 @@ class TrainingModule(L.LightningModule, ABC):
         self.is_resuming = False
         self._gradients = GradientCheck(on_nonfinite)
         self._save_hyperparameters()
-        self.train_metrics, self.val_metrics, self.test_metrics = (self.metrics() for _ in range(3))
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            self._new_metrics() for _ in range(3)
+        )
         self.named_test_metrics = nn.ModuleDict()
 
     @classmethod
@@ -131,6 +133,10 @@ class TrainingModule(L.LightningModule, ABC):
                 checkpoint_path, map_location, hparams_file, strict, True, **kwargs
             )
 
+    def _new_metrics(self) -> nn.Module:
+        """What is measured in a stage, from nothing."""
+        return self.metrics()
+
     @abstractmethod
     def _update_metrics(self, batch: Any, metrics: nn.Module) -> dict[str, Metric]:
         """Add a batch to the metrics; those that apply to it, by name."""
@@ -166,7 +172,7 @@ class TrainingModule(L.LightningModule, ABC):
         _reset(self.test_metrics)
         loaders = self.trainer.test_dataloaders
         names = loaders if isinstance(loaders, dict) else ()
-        metrics = {name: self.metrics() for name in names}
+        metrics = {name: self._new_metrics() for name in names}
         self.named_test_metrics = nn.ModuleDict(metrics).to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

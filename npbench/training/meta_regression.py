@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import Metric
 
-from npbench.metrics import RegressionMetrics
+from npbench.metrics import ClassificationMetrics, RegressionMetrics, metrics_of
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
 from npbench.models.contracts.ranges import Ranges
@@ -26,7 +26,8 @@ class MetaRegression(TrainingModule):
     and 95 % intervals. Where the tasks carry their exact answer, it logs the `gap` to it too: how
     many nats per target the model loses against whoever knows the process, who scores all targets
     together if the model does (joint and autoregressive ones), or else one by one. Where they carry
-    the best answer that knows only the priors, `gap_bayes` is the same to that. Where the data
+    the best answer that knows only the priors, `gap_bayes` is the same to that. Of a model of
+    classes it logs the accuracy and the calibration error in place of these. Where the data
     module has a dictionary of test loaders, `test` logs each by its name,
     `test/log_likelihood/NAME`.
 
@@ -126,7 +127,12 @@ class MetaRegression(TrainingModule):
                 columns |= {f"{name}{i}": column for i, column in enumerate(rows.T)}
         return pa.table(columns)
 
-    def _update_metrics(self, task: Task, metrics: RegressionMetrics) -> dict[str, Metric]:
+    def _new_metrics(self) -> RegressionMetrics | ClassificationMetrics:
+        return metrics_of(self.model)
+
+    def _update_metrics(
+        self, task: Task, metrics: RegressionMetrics | ClassificationMetrics
+    ) -> dict[str, Metric]:
         return metrics.update(task, self.model.evaluate(task), self.model.scores_jointly)
 
 

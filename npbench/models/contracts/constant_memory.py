@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from npbench.attention import AttentionState
 from npbench.distributed import all_merge
 from npbench.errors import InputError
-from npbench.likelihoods import DiagonalGaussian, independent_normal
+from npbench.likelihoods import CategoricalHead, GaussianHead
 from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import are_finite, merge_all
@@ -70,7 +70,7 @@ class ConstantMemoryProcess(ForgettingProcess):
     carried, to at most a hundredfold: where less than 1 % of any latent's attention is left, there
     is an error instead of a state.
 
-    A model implements `_states`, `_encode` and `_encode_targets`; it has a `head`, whose moments
+    A model implements `_states`, `_encode` and `_encode_targets`; it has a `head`, whose parts
     are those of single targets.
     """
 
@@ -83,7 +83,7 @@ class ConstantMemoryProcess(ForgettingProcess):
     targets_at_a_time: ClassVar[int] = 512
     """How many targets are decoded at a time without gradients."""
 
-    head: DiagonalGaussian
+    head: GaussianHead | CategoricalHead
     context_chunk_size: int | None
 
     @abstractmethod
@@ -150,14 +150,14 @@ class ConstantMemoryProcess(ForgettingProcess):
         if size is None or xt.shape[1] <= size:
             return self.head(self._decode(xt, latents))
 
-        def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.head.moments(self._decode(x, latents))
+        def parts(x: Tensor) -> tuple[Tensor, ...]:
+            return self.head.parts(self._decode(x, latents))
 
         if torch.is_grad_enabled():
-            chunks = [checkpoint(moments, x, use_reentrant=False) for x in xt.split(size, dim=1)]
+            chunks = [checkpoint(parts, x, use_reentrant=False) for x in xt.split(size, dim=1)]
         else:  # `checkpoint` would import torch's compiler, which takes a second
-            chunks = [moments(x) for x in xt.split(size, dim=1)]
-        return independent_normal(*(torch.cat(z, dim=1) for z in zip(*chunks)))
+            chunks = [parts(x) for x in xt.split(size, dim=1)]
+        return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*chunks)))
 
     def _encode_targets(
         self, state: ConstantMemoryState, xt: Tensor

@@ -31,17 +31,21 @@ class Inputs:
         dim_y: number of outputs of a point.
         dtype: of the model.
         device: of the model.
+        one_hot: whether outputs are classes.
     """
 
     dim_x: int
     dim_y: int
     dtype: torch.dtype
     device: torch.device
+    one_hot: bool = False
 
     def points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any = None) -> Points:
         """The points as given, with 0 wherever the mask says that none is real."""
         points = self._points(x_name, x, y_name, y, mask)
         _check_finite({x_name: points.x, y_name: points.y})
+        if self.one_hot:
+            _check_one_hot(y_name, points)
         return points
 
     def targets(self, name: str, x: Any, mask: Any = None) -> Points:
@@ -68,6 +72,9 @@ class Inputs:
         context = self._points("xc", task.xc, "yc", task.yc, task.context_mask)
         check_batch("xt", targets.x, len(context.x), "xc")
         _check_finite({"xt": targets.x, "yt": targets.y, "xc": context.x, "yc": context.y})
+        if self.one_hot:
+            _check_one_hot("yt", targets)
+            _check_one_hot("yc", context)
         return context, targets
 
     def slices(self, x: Any, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
@@ -241,6 +248,21 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
                     f"{name} holds {len(bad)} NaN or infinite value(s), the first in task {task}, "
                     f"point {point}, column {column}; drop those points, or mask them out"
                 )
+
+
+def _check_one_hot(name: str, points: Points) -> None:
+    """Refuse real points whose outputs are no class."""
+    if torch.compiler.is_compiling():
+        return
+    is_class = (points.y.sum(dim=-1) == 1) & (points.y.square().sum(dim=-1) == 1)
+    bad = (~is_class & points.full_mask).nonzero()
+    if len(bad):
+        task, point = bad[0].tolist()
+        raise InputError(
+            f"{name} holds {points.y[task, point].tolist()} in task {task}, point {point}, which "
+            f"is no class: with a categorical likelihood outputs are one-hot, 1 for the class and "
+            f"0 elsewhere"
+        )
 
 
 def _check_size(chunk_size: int | None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.errors import ChunkError, InputError
+from npbench.likelihoods import CategoricalHead
 from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.ranges import Extent, Watch
@@ -149,6 +150,11 @@ class NeuralProcess(nn.Module, ABC):
         self.dim_x = dim_x
         self.dim_y = dim_y
         self.watch = Watch(dim_x, dim_y)
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Whether outputs are one-hot classes, of which the model predicts probabilities."""
+        return isinstance(getattr(self, "head", None), CategoricalHead)
 
     @abstractmethod
     def _condition(self, chunks: Iterator[Points]) -> State:
@@ -342,7 +348,8 @@ class NeuralProcess(nn.Module, ABC):
     @property
     def _inputs(self) -> Inputs:
         parameter = next(self.parameters())
-        return Inputs(self.dim_x, self.dim_y, parameter.dtype, parameter.device)
+        dtype, device = parameter.dtype, parameter.device
+        return Inputs(self.dim_x, self.dim_y, dtype, device, self.predicts_classes)
 
     def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
         targets = self._inputs.targets("xt", xt, mask)
