@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from npbench.errors import InputError
-from npbench.structure import TensorRecord
+from npbench.structure import TensorRecord, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,8 @@ class Task(TensorRecord):
         >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
         >>> task.batch_size
         16
+        >>> task
+        Task(16 tasks of 10 context points and 20 targets, on cpu)
     """
 
     xc: Float[Tensor, "batch context dim_x"]
@@ -68,6 +70,12 @@ class Task(TensorRecord):
     @property
     def batch_size(self) -> int:
         return len(self.xc)
+
+    def contents(self) -> str:
+        """The numbers of tasks, of context points and of targets, padding included."""
+        points = counted(self.xc.shape[1], "context point")
+        targets = counted(self.xt.shape[1], "target")
+        return f"{counted(self.batch_size, 'task')} of {points} and {targets}"
 
     def pad(self, num_context: int, num_target: int) -> "Task":
         """The same tasks in fixed shapes, with zeros behind the points and masks of the real ones.
