@@ -102,7 +102,7 @@ def write_state(
                 save(state)
                 on_rows(len(points[0]))
             if not rows:
-                raise InputError(f"{table.path} has no rows")
+                raise InputError(f"{table.name} has no rows")
             save(model.merge(state))
         replace_durably(partial, path)
     except (KeyboardInterrupt, InputError, OSError) as error:

@@ -24,5 +24,6 @@ COMMANDS = {
     "profile": Command("profile", "Measure memory and time as the context or the history grows."),
     "condition": Command("condition", "Turn a table of any size into a small file, a state."),
     "query": Command("query", "Predict at the rows of a table from a state."),
+    "merge": Command("merge", "Merge the states of several tables into the state of all."),
     "import-official": Command("import_official", "Take weights of the paper's official code."),
 }
