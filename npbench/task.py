@@ -48,7 +48,8 @@ class Task(TensorRecord):
     """A batch of tasks: in each, predict `yt` at `xt` from the context (`xc`, `yc`).
 
     A mask is True where a point is real; None means that all are. `exact` and `bayes` are known of
-    synthetic tasks only.
+    synthetic tasks only; `truth` is the function itself at the targets, without the noise of
+    observations, and known of tasks that are made for figures.
 
     Example:
         >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
@@ -66,6 +67,7 @@ class Task(TensorRecord):
     target_mask: Bool[Tensor, "batch target"] | None = None
     exact: Exact | None = None
     bayes: Bayes | None = None
+    truth: Float[Tensor, "batch target dim_y"] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -116,4 +118,5 @@ class Task(TensorRecord):
             target_mask=padded_mask(self.target_mask, self.xt, more_target),
             exact=exact,
             bayes=self.bayes,
+            truth=None if self.truth is None else padded(self.truth, more_target),
         )

@@ -17,8 +17,6 @@ from npbench.models.contracts.process import evaluating
 
 Offer = TypeVar("Offer")
 
-MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
-
 
 class FigureCallback(L.Callback, ABC):
     """Draws a figure after validations and after the test.
