@@ -12,10 +12,11 @@ BAYES = "#93cba7"
 _COLORS = {
     "CMANP": "#2a6fbb", "CMANPAND": "#7fb2e5",
     "LocatedCMANP": "#c8553d", "LocatedCMANPAND": "#e8a08f",
-    "SecondMomentNP": "#8a5cb0", "SecondMomentJointNP": "#bf9ad9",
+    "SecondMomentNP": "#8a5cb0", "SecondMomentJointNP": "#bf9ad9", "FourierMomentNP": "#5b2c83",
     "CNP": "#8c8c2b", "CANP": "#c9c24f", "NP": "#8f4a1e", "ANP": "#d59a6a",
     "BNP": "#c2407f", "BANP": "#eaa5cb",
     "TNPD": "#e0a526", "TNPA": "#f2d58c", "TNPND": "#a8780f",
+    "TNPKR": "#7a5c00", "TNPKRND": "#fbe9b7", "ConvCNP": "#a3324a",
     "LBANP": "#0f8b8d", "LBANPND": "#74cbc7", "EQTNP": "#4d5a66",
     # Models of events are never beside the others.
     "CMHP": "#2a6fbb", "THP": "#e0a526",

@@ -135,5 +135,5 @@ def test_the_points_of_several_files_are_those_of_one(skip: int, tmp_path: Path)
 def test_the_file_with_a_wrong_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     (tmp_path / "b.csv").write_text("x,y\n1,2\n3,\n")
-    with pytest.raises(ValueError, match=r"column y of .*b.csv has no value in row 1"):
+    with pytest.raises(ValueError, match=r"column y of .*b.csv has no value in row 2;"):
         values_of(PointTable(tmp_path, ["x"], ["y"]))
