@@ -28,8 +28,8 @@ from rich.table import Table
 
 from benchmarks.scale import NoisyFunction
 from datamodules import GPDataModule
-from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS
 from npbench.callbacks.regression import posterior_figure
+from npbench.colors import BAYES, EXACT, colors_of
 from npbench.commands.tables import table_of
 from npbench.models import LocatedCMANP
 from npbench.models.contracts.process import evaluating
@@ -185,15 +185,16 @@ def table(results: list[dict]) -> Table:
 
 def draw_learning(runs: list[Run], exact: float, attainable: float) -> None:
     """Log-likelihoods against minutes of training, with both ceilings."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(6, 4.0), layout="constrained", dpi=110)
     axis = figure.subplots()
+    colors = colors_of(run.name for run in runs)
     for run in runs:
         curve = run.curve
-        axis.plot(curve.index * run.minutes, curve, marker=".", label=run.name)
-    axis.axhline(exact, color="black", lw=0.8, ls="--", label="exact Gaussian process")
-    axis.axhline(attainable, color="grey", lw=0.8, ls=":", label="best without its kernel")
+        axis.plot(curve.index * run.minutes, curve, ".-", color=colors[run.name], label=run.name)
+    axis.axhline(exact, color=EXACT, lw=1, ls="--", label="exact Gaussian process")
+    axis.axhline(attainable, color=BAYES, lw=1, ls="--", label="best without its kernel")
     axis.set(xlabel="minutes of training", ylabel="log-likelihood per target (nats)")
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(_OUT / "learning.png")
 
@@ -205,6 +206,7 @@ def draw_absorbing(model: LocatedCMANP, sizes: tuple[int, ...]) -> None:
     figure = Figure(figsize=(9.6, 2.2 * len(sizes)), layout="constrained", dpi=110)
     axes = figure.subplots(len(sizes), sharex=True, sharey=True, squeeze=False)[:, 0]
     x = torch.linspace(low, high, 600)[None, :, None]
+    color = colors_of(["LocatedCMANP"])["LocatedCMANP"]
     for axis, size in zip(axes, sizes):
         function = NoisyFunction(0.4, 0.7, 0.02, low, high, seed=0)
         start = time.perf_counter()
@@ -214,9 +216,9 @@ def draw_absorbing(model: LocatedCMANP, sizes: tuple[int, ...]) -> None:
             mean, std = (z[0, :, 0] for z in wide.marginals(state, x))
         rmse = (mean - function.true(x)[0, :, 0]).square().mean().sqrt()
         grid = x[0, :, 0]
-        axis.fill_between(grid, mean - 2 * std, mean + 2 * std, alpha=0.25, color=MODEL_COLORS[0])
-        axis.plot(grid, mean, color=MODEL_COLORS[0], label="LocatedCMANP, mean ± 2 std")
-        axis.plot(grid, function.true(x)[0, :, 0], "--", color=EXACT_COLOR, label="the function")
+        axis.fill_between(grid, mean - 2 * std, mean + 2 * std, alpha=0.25, color=color)
+        axis.plot(grid, mean, color=color, label="LocatedCMANP, mean ± 2 std")
+        axis.plot(grid, function.true(x)[0, :, 0], "--", color=EXACT, label="the function")
         if size <= 50:
             points = NoisyFunction(0.4, 0.7, 0.02, low, high, seed=0).draw(size)
             axis.plot(*(z[0, :, 0] for z in points), "k.", ms=4, label="points")
@@ -226,7 +228,8 @@ def draw_absorbing(model: LocatedCMANP, sizes: tuple[int, ...]) -> None:
             f"{rmse:.4f}", fontsize=9,
         )  # fmt: skip
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=7, loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
+                  frameon=False, fontsize=8)  # fmt: skip
     axes[-1].set_xlabel("x (trained on the grey range)")
     figure.savefig(_OUT / "absorbing.png")
 

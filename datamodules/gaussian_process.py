@@ -1,6 +1,6 @@
 """Regression tasks from Gaussian processes whose kernel is known, with their exact answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,6 +96,34 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
             return _split(draw, x, y + draw.outliers, exact=None)
         exact = _exact(draw, factor, y) if with_exact else None
         return _split(draw, x, y, exact)
+
+
+def observed(
+    kernel: RandomKernel, draw: GPDraw, noise_std: float, noise: Float[Tensor, "batch points dim_y"]
+) -> tuple[GPDraw, Float[Tensor, "batch points dim_y"]]:
+    r"""A draw of which the function itself is known too, without the noise of observations.
+
+    With $K = U \Lambda U^\top$ the function is $f = U \Lambda^{1/2} \epsilon$ and the observations
+    are $y = f + \sigma \eta$; the new draw has the white noise $L^{-1} y$, of which `realise` makes
+    them. An eigenvalue that rounding made negative counts as 0.
+
+    Args:
+        kernel: of the process.
+        draw: whose white noise is that of the function.
+        noise_std: standard deviation σ of the noise.
+        noise: η, of the standard normal distribution.
+
+    Returns:
+        The draw of the observations, and the function at all points.
+    """
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(
+            kernel.covariance(draw.x.double(), draw.hyperparameters)
+        )
+        function = vectors @ (values.clamp(min=0.0).sqrt()[..., None] * draw.white)
+        y = function + noise_std * noise
+        white = torch.linalg.solve_triangular(draw.factor(kernel, noise_std), y, upper=False)
+    return replace(draw, white=white), function
 
 
 def _exact(draw: GPDraw, factor: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from functools import cached_property
+from math import isqrt
 
 import torch
 from gpytorch.kernels import Kernel
 from torch.utils.data import DataLoader
 
 from datamodules.bayes import BayesianCeiling
-from datamodules.gaussian_process import GPDraw, outliers, realise
+from datamodules.gaussian_process import GPDraw, observed, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
 from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.sampling import ContextTargetSplit, TaskSizes
@@ -191,23 +192,39 @@ class GPDataModule(TaskDataModule):
     def _ceiling(self) -> BayesianCeiling:
         return BayesianCeiling(self.kernel, self.noise_std, self.bayes_grid)
 
-    def figure_task(self, index: int = 0, num_targets: int = 200) -> Task:
-        """A task for figures: its targets lie densely and in order along the first input.
+    def figure_task(self, index: int = 0, num_targets: int | None = None) -> Task:
+        """A task for figures, with the function itself as its `truth`.
 
-        The other inputs are 0 there.
+        Of one input, its targets lie densely and in order. Of several, they are a square grid of
+        the first two, and the others are 0.
+
+        Args:
+            index: of the task.
+            num_targets: how many; of a grid, at most. By default 200, or 24 by 24.
         """
+        if num_targets is None:
+            num_targets = 200 if self.dim_x == 1 else 24**2
+        if self.dim_x > 1:
+            num_targets = isqrt(num_targets) ** 2
         with seeded(Part.FIGURES, self.eval_seed, index):
             draw = self._draw(self.sizes.evaluation.draw(1), self.sizes.max - 1 + num_targets)
+            noise = torch.randn_like(draw.white)
         context = draw.x[:, : int(draw.num_context)]
         grid = context.new_zeros(1, num_targets, self.dim_x)
-        grid[..., 0] = torch.linspace(*self.x_range, num_targets, dtype=grid.dtype)
+        side = num_targets if self.dim_x == 1 else isqrt(num_targets)
+        line = torch.linspace(*self.x_range, side, dtype=grid.dtype)
+        lines = torch.meshgrid(*[line] * min(self.dim_x, 2), indexing="ij")
+        grid[..., : len(lines)] = torch.stack(lines, dim=-1).reshape(num_targets, -1)
         x = torch.cat([context, grid], dim=1)
         white = draw.white[:, : x.shape[1]]
         outlying = None if draw.outliers is None else draw.outliers[:, : x.shape[1]]
         dense = GPDraw(
             draw.num_context, torch.tensor([num_targets]), x, draw.hyperparameters, white, outlying
         )
-        return realise(self.kernel, dense, self.noise_std, with_exact=True)
+        noise = noise[:, : x.shape[1]]
+        dense, function = observed(self.kernel, dense, self.noise_std, noise)
+        task = realise(self.kernel, dense, self.noise_std, with_exact=True)
+        return replace(task, truth=function[:, context.shape[1] :].float())
 
     def _draw(self, split: ContextTargetSplit, num_points: int | None = None) -> GPDraw:
         """Draw tasks of these sizes from torch's generator.

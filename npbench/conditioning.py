@@ -121,7 +121,7 @@ def _write_state(
                 except ValueOverflow as error:
                     name = (*table.x, *table.y)[error.column]
                     raise InputError(
-                        f"column {name} of {table.path} is of size {error.size:.6g} in row "
+                        f"column {name} of {table.name} is of size {error.size:.6g} in row "
                         f"{table.skip + rows + error.point + 1:,}, of which the model computes "
                         f"what is not finite; drop such rows, or bring them to the unit of training"
                     ) from error
@@ -131,7 +131,7 @@ def _write_state(
                 save(state)
                 on_rows(len(points[0]))
             if not rows:
-                raise InputError(f"{table.path} has no rows")
+                raise InputError(f"{table.name} has no rows")
             save(model.merge(state))
         replace_durably(partial, path)
     except (KeyboardInterrupt, InputError, OSError) as error:
@@ -174,14 +174,14 @@ def forget_rows(
                 state = model.forget(state, *points)
             except NotAbsorbed as error:
                 raise InputError(
-                    f"row {table.skip + rows + error.point + 1:,} of {table.path} was never "
+                    f"row {table.skip + rows + error.point + 1:,} of {table.name} was never "
                     f"absorbed by the state, or is forgotten already, as its ledger says; drop "
                     f"such rows"
                 ) from error
             rows += len(points[0])
             on_rows(len(points[0]))
     if not rows:
-        raise InputError(f"{table.path} has no rows")
+        raise InputError(f"{table.name} has no rows")
     return state, rows
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from npbench.structure import TensorRecord
+from npbench.structure import TensorRecord, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,8 @@ class EventSequences(TensorRecord):
         >>> sequences = EventSequences(torch.rand(4, 9).cumsum(-1), torch.randint(3, (4, 9)))
         >>> sequences.intervals.shape
         torch.Size([4, 8])
+        >>> sequences
+        EventSequences(4 sequences of 9 events or fewer, on cpu)
     """
 
     times: Float[Tensor, "batch events"]
@@ -41,6 +43,11 @@ class EventSequences(TensorRecord):
     @property
     def batch_size(self) -> int:
         return len(self.times)
+
+    def contents(self) -> str:
+        """The number of sequences, and of the events of the longest."""
+        longest = counted(self.times.shape[1], "event")
+        return f"{counted(self.batch_size, 'sequence')} of {longest} or fewer"
 
     @property
     def full_mask(self) -> Bool[Tensor, "batch events"]:

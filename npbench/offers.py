@@ -27,7 +27,11 @@ class OffersFigureTask(Protocol):
     """Functions to draw; `PosteriorFigures` asks for them."""
 
     def figure_task(self, index: int = 0) -> Task:
-        """The task of this index; its targets lie densely and in order along the first input."""
+        """The task of this index.
+
+        Its targets lie densely and in order along its input, or on a grid of its first two inputs
+        while any others are 0. Where its `truth` is known, that is drawn, and else its `yt`.
+        """
 
 
 @runtime_checkable
@@ -94,6 +98,15 @@ class OffersVocabulary(Protocol):
     """
 
     vocabulary: Vocabulary
+
+
+@runtime_checkable
+class OffersTimeName(Protocol):
+    """What a unit of time is called; `EventFigures` writes it on axes."""
+
+    @property
+    def time_name(self) -> str | None:
+        """The name, such as "days"; None if it has none."""
 
 
 @runtime_checkable

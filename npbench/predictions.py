@@ -54,10 +54,10 @@ def write_predictions(
             for i, name in enumerate(outputs):
                 for kind, values in (("mean", mean), ("std", std)):
                     if f"{name}_{kind}" in rows.schema.names:
-                        raise InputError(f"{targets.path} has a column {name}_{kind} already")
+                        raise InputError(f"{targets.name} has a column {name}_{kind} already")
                     rows = rows.append_column(f"{name}_{kind}", pa.array(values[:, i]))
             writer.write(rows)
             on_rows(len(rows))
         if not writer.num_rows:
-            raise InputError(f"{targets.path} has no rows to predict at")
+            raise InputError(f"{targets.name} has no rows to predict at")
     return writer.num_rows

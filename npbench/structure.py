@@ -14,8 +14,24 @@ Record = TypeVar("Record", bound="TensorRecord")
 class TensorRecord:
     """A frozen dataclass whose fields are tensors, other records, or None.
 
-    Lightning and `DataLoader` move such an object through its own `to` and `pin_memory`.
+    Lightning and `DataLoader` move such an object through its own `to` and `pin_memory`. It prints
+    as one short line, without its values.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "__repr__" not in vars(cls):
+            # `dataclass` would make one that prints all values.
+            cls.__repr__ = TensorRecord.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        tensor = next(self.tensors(), None)
+        where = "" if tensor is None else f", on {tensor.device}"
+        return f"{type(self).__name__}({self.contents()}{where})"
+
+    def contents(self) -> str:
+        """What the record holds, in a few words."""
+        return f"{counted(sum(1 for _ in self.tensors()), 'tensor')}, {in_bytes(self.nbytes)}"
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the record, those of nested records included."""
@@ -49,3 +65,24 @@ class TensorRecord:
     def nbytes(self) -> int:
         """Bytes that the record's tensors hold."""
         return sum(tensor.nbytes for tensor in self.tensors())
+
+
+def in_bytes(number: int) -> str:
+    """A number of bytes, in a unit that suits it.
+
+    Example:
+        >>> in_bytes(33_792)
+        '33.0 KiB'
+    """
+    kibibytes = number / 2**10
+    return f"{kibibytes:,.1f} KiB" if kibibytes < 1024 else f"{kibibytes / 1024:,.1f} MiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "task"), counted(1000, "target")
+        ('1 task', '1,000 targets')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -17,8 +17,10 @@ from jaxtyping import Float
 
 from npbench.errors import InputError
 from npbench.files import only_writer, whole_file
+from npbench.point_files import DateUnit, compression_of, dialect_of, files_in, format_of
 
-_SUFFIXES = ".parquet, .pq, .csv or .csv.gz"
+# Bytes of a CSV file that tell its dialect.
+_SEEN = 2**16
 # Bytes that are read at a time; no row of a CSV file is longer.
 _BLOCK = 2**20
 _LARGEST = np.finfo(np.float32).max
@@ -27,18 +29,24 @@ _NUMBERS = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal
 
 @dataclass(frozen=True)
 class PointTable:
-    """The points of a Parquet or CSV file: one a row, their inputs and outputs in named columns.
+    """The points of Parquet or CSV files: one a row, their inputs and outputs in named columns.
 
     Iterating gives (x, y) chunks, or x alone where no outputs are named, as arrays
     [rows, columns]: what `NeuralProcess.condition` and `query` take. Memory does not depend on how
     long the file is, nor the chunks on how it is laid out.
 
     Args:
-        path: a `.parquet` (or `.pq`), `.csv` or `.csv.gz` file; a CSV file has a header.
+        path: a `.parquet` (or `.pq`), `.csv` or `.csv.gz` file; a folder of such files, or a
+            pattern such as `2024-*.csv`, whose files come in the order of their names; or several
+            of these. A CSV file has a header.
         x: columns of the inputs, in the model's order.
         y: columns of the outputs.
         skip: rows to leave out at the beginning.
         chunk_size: most rows of a chunk.
+        separator: what stands between the columns of a CSV file; by default it is recognised.
+        decimal: what stands before the decimals in a CSV file; by default it is recognised.
+        dates: what dates are as numbers, such as "days since 2020-01-01"; without it they are
+            refused.
 
     Raises:
         InputError: while iterating: on a column that is not there or does not hold numbers, and on
@@ -50,15 +58,20 @@ class PointTable:
         >>> state = model.condition(weather)  # doctest: +SKIP
     """
 
-    path: str | os.PathLike
+    path: str | os.PathLike | Sequence[str | os.PathLike]
     x: Sequence[str]
     y: Sequence[str] = ()
     skip: int = 0
     chunk_size: int = 16_384
+    separator: str | None = None
+    decimal: str | None = None
+    dates: str | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
             raise InputError(f"chunk_size={self.chunk_size} must be 1 or more")
+        if self.dates is not None:
+            DateUnit.parse(self.dates)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray] | np.ndarray]:
         for _, *xy in self.batches(list(dict.fromkeys([*self.x, *self.y]))):
@@ -68,6 +81,30 @@ class PointTable:
         self, columns: Sequence[str] | None = None
     ) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
         """The same chunks with the rows that they are of: their `columns`, or all of them."""
+        skip = self.skip
+        for path in files_in(self.path):
+            file = replace(self, path=path, skip=max(0, skip))
+            skip -= yield from file._batches_of_file(columns)
+
+    @property
+    def name(self) -> str:
+        """What errors call the files."""
+        return ", ".join(str(file) for file in files_in(self.path))
+
+    def num_rows(self) -> int | None:
+        """Rows of the files, `skip` included; None for CSV, of which it would take a whole pass."""
+        numbers = []
+        for path in files_in(self.path):
+            with replace(self, path=path)._open(columns=None) as file:
+                if not isinstance(file, pa.parquet.ParquetFile):
+                    return None
+                numbers.append(file.metadata.num_rows)
+        return sum(numbers)
+
+    def _batches_of_file(
+        self, columns: Sequence[str] | None
+    ) -> Generator[tuple[pa.Table, np.ndarray, np.ndarray], None, int]:
+        """The chunks of a single file; returns the number of its rows."""
         row = 0
         for rows in self._batches(columns):
             rest = rows[max(0, self.skip - row) :]
@@ -75,11 +112,7 @@ class PointTable:
             if len(rest):
                 start = row - len(rest)
                 yield rest, self._values(rest, self.x, start), self._values(rest, self.y, start)
-
-    def num_rows(self) -> int | None:
-        """Rows of the file, `skip` included; None for CSV, of which it would take a whole pass."""
-        with self._open(columns=None) as file:
-            return file.metadata.num_rows if isinstance(file, pa.parquet.ParquetFile) else None
+        return row
 
     def _batches(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         """All rows, `chunk_size` at a time however the file is laid out."""
@@ -101,7 +134,7 @@ class PointTable:
         self, columns: Sequence[str] | None
     ) -> Iterator[pyarrow.parquet.ParquetFile | pyarrow.csv.CSVStreamingReader]:
         """The file, which has the columns of inputs and outputs; errors name it."""
-        form = _format(self.path)
+        form = format_of(self.path)
         if not Path(self.path).is_file():
             raise InputError(f"there is no file {self.path}")
         try:
@@ -123,24 +156,48 @@ class PointTable:
         self._check_columns(file.schema_arrow.names)
         for name in (*self.x, *self.y):
             kind = file.schema_arrow.field(name).type
-            if not any(is_kind(kind) for is_kind in _NUMBERS):
+            if not any(is_kind(kind) for is_kind in _NUMBERS) and not self._are_dates(name, kind):
                 raise InputError(f"column {name} of {self.path} holds {kind} values, not numbers")
         return file
 
     def _open_csv(self, columns: Sequence[str] | None) -> pyarrow.csv.CSVStreamingReader:
         # In one thread errors name the row, and come after all that is before it.
         read = pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
-        with pa.csv.open_csv(self._stream(), read) as file:
+        with self._stream() as stream:
+            text = stream.read(_SEEN).decode(errors="replace")
+        dialect = dialect_of(text, (*self.x, *self.y), self.separator, self.decimal)
+        parse = pa.csv.ParseOptions(delimiter=dialect.separator)
+        with pa.csv.open_csv(self._stream(), read, parse) as file:
             self._check_columns(file.schema.names)
             # The first rows do not tell the type: after 1 and 2 may come 2.5.
             empty = (field.name for field in file.schema if pa.types.is_null(field.type))
             types = dict.fromkeys(empty, pa.string())
-            types |= dict.fromkeys((*self.x, *self.y), pa.float64())
-        convert = pa.csv.ConvertOptions(column_types=types, include_columns=columns)
-        return pa.csv.open_csv(self._stream(), read, convert_options=convert)
+            for name in (*self.x, *self.y):
+                kind = file.schema.field(name).type
+                types[name] = pa.float64()
+                if self._are_dates(name, kind):
+                    types[name] = pa.timestamp("us", getattr(kind, "tz", None))
+        convert = pa.csv.ConvertOptions(
+            column_types=types, include_columns=columns, decimal_point=dialect.decimal
+        )
+        return pa.csv.open_csv(self._stream(), read, parse, convert)
+
+    def _are_dates(self, name: str, kind: pa.DataType) -> bool:
+        """Whether a column holds dates.
+
+        Raises:
+            InputError: if it does, and nothing says what they are as numbers.
+        """
+        are = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+        if are and self.dates is None:
+            raise InputError(
+                f"column {name} of {self.path} holds dates: say what they are as numbers, such as "
+                f'dates="days since 2020-01-01" (on the command line --dates)'
+            )
+        return are
 
     def _stream(self) -> pa.NativeFile:
-        return pa.input_stream(self.path, _compression(self.path))
+        return pa.input_stream(self.path, compression_of(self.path))
 
     def _check_columns(self, names: Sequence[str]) -> None:
         for name in (*self.x, *self.y):
@@ -161,6 +218,10 @@ class PointTable:
                 raise InputError(
                     f"column {name} of {self.path} has no value in row {row:,}; drop such rows"
                 )
+            if self._are_dates(name, array.type):
+                microseconds = array.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+                column[:] = DateUnit.parse(self.dates).numbers(microseconds)
+                continue
             column[:] = array.cast(pa.float64(), safe=False).to_numpy()
             if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
                 index = int(usable.argmin())
@@ -188,7 +249,7 @@ class TableWriter:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.num_rows = 0
-        self._format = _format(path)
+        self._format = format_of(path)
         if self.path.is_dir():
             raise InputError(f"{path} is a folder; name a file in it")
         self._files = ExitStack()
@@ -233,7 +294,7 @@ class TableWriter:
         make = pa.parquet.ParquetWriter if self._format == "parquet" else pa.csv.CSVWriter
         self._files.enter_context(only_writer(self.path))
         unfinished = self._files.enter_context(whole_file(self.path))
-        sink = pa.output_stream(unfinished, _compression(self.path))
+        sink = pa.output_stream(unfinished, compression_of(self.path))
         self._files.enter_context(sink)
         self._writer = self._files.enter_context(make(sink, schema))
         self._schema = schema
@@ -248,16 +309,3 @@ class TableWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close() if error is None else self.discard()
-
-
-def _format(path: str | os.PathLike) -> str:
-    name = Path(path).name.lower()
-    if name.endswith((".parquet", ".pq")):
-        return "parquet"
-    if name.endswith((".csv", ".csv.gz")):
-        return "csv"
-    raise InputError(f"{path} is neither a Parquet nor a CSV file by its name: {_SUFFIXES}")
-
-
-def _compression(path: str | os.PathLike) -> str | None:
-    return "gzip" if Path(path).name.lower().endswith(".gz") else None

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from npbench.errors import InputError
-from npbench.structure import TensorRecord
+from npbench.structure import TensorRecord, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +48,15 @@ class Task(TensorRecord):
     """A batch of tasks: in each, predict `yt` at `xt` from the context (`xc`, `yc`).
 
     A mask is True where a point is real; None means that all are. `exact` and `bayes` are known of
-    synthetic tasks only.
+    synthetic tasks only; `truth` is the function itself at the targets, without the noise of
+    observations, and known of tasks that are made for figures.
 
     Example:
         >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
         >>> task.batch_size
         16
+        >>> task
+        Task(16 tasks of 10 context points and 20 targets, on cpu)
     """
 
     xc: Float[Tensor, "batch context dim_x"]
@@ -64,10 +67,17 @@ class Task(TensorRecord):
     target_mask: Bool[Tensor, "batch target"] | None = None
     exact: Exact | None = None
     bayes: Bayes | None = None
+    truth: Float[Tensor, "batch target dim_y"] | None = None
 
     @property
     def batch_size(self) -> int:
         return len(self.xc)
+
+    def contents(self) -> str:
+        """The numbers of tasks, of context points and of targets, padding included."""
+        points = counted(self.xc.shape[1], "context point")
+        targets = counted(self.xt.shape[1], "target")
+        return f"{counted(self.batch_size, 'task')} of {points} and {targets}"
 
     def pad(self, num_context: int, num_target: int) -> "Task":
         """The same tasks in fixed shapes, with zeros behind the points and masks of the real ones.
@@ -108,4 +118,5 @@ class Task(TensorRecord):
             target_mask=padded_mask(self.target_mask, self.xt, more_target),
             exact=exact,
             bayes=self.bayes,
+            truth=None if self.truth is None else padded(self.truth, more_target),
         )

@@ -24,7 +24,7 @@ OFFERS_OF = {
     },
     "files": {
         "OffersFigureSequences", "OffersIntervalStatistics", "OffersNamedPredictions",
-        "OffersNumMarks", "OffersVocabulary",
+        "OffersNumMarks", "OffersTimeName", "OffersVocabulary",
     },
 }  # fmt: skip
 

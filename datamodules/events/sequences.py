@@ -61,6 +61,7 @@ class EventSequenceDataModule(EventDataModule):
             a sequence is predicted once. By default sequences stay whole.
         end: the time until which every sequence was observed, by the data's own clock.
         time_unit: all times are divided by it: 86400 makes days of seconds.
+        time_name: what such a unit is called in figures, such as "days".
         val_share: share of the training sequences for validation, where the data have no part for
             it; the share of all sequences, where a file has no parts.
         test_share: share of the sequences for testing, where a file has no parts; with 1 a trained
@@ -90,6 +91,7 @@ class EventSequenceDataModule(EventDataModule):
         max_length: int | None = None,
         end: float | None = None,
         time_unit: float = 1.0,
+        time_name: str | None = None,
         val_share: float = 0.1,
         test_share: float = 0.1,
         columns: Sequence[str] = ("sequence", "time", "mark"),
@@ -120,6 +122,7 @@ class EventSequenceDataModule(EventDataModule):
         self.max_length = max_length
         self.end = end
         self.time_unit = time_unit
+        self.time_name = time_name
         self.val_share = val_share
         self.test_share = test_share
         self.columns = columns

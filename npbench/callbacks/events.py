@@ -1,6 +1,6 @@
 """Figures of what an event model predicts, beside the events that came."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import numpy as np
@@ -9,16 +9,23 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.colors import EXACT, colors_of
 from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
 from npbench.metrics import KolmogorovSmirnov
 from npbench.models import EventModel
-from npbench.offers import KnownProcess, OffersFigureSequences, OffersProcess
+from npbench.offers import (
+    KnownProcess,
+    OffersFigureSequences,
+    OffersProcess,
+    OffersTimeName,
+    OffersVocabulary,
+)
 
 Compensator = Callable[[EventSequences], Tensor]
 
@@ -26,17 +33,19 @@ _MOST_SEQUENCES = 2
 # The intensity is drawn along so many intervals of a sequence, and cells of each.
 _MOST_INTERVALS, _CELLS = 30, 40
 _MOST_POINTS = 250
+# So many marks have all their names on the axis.
+_MOST_NAMES = 12
 # The Kolmogorov–Smirnov distance of n uniform draws is below this over √n in 95 of 100 cases.
 _KS_95 = 1.358
-_MODEL = MODEL_COLORS[0]
 
 
 class EventFigures(FigureCallback):
     """After validation, draws the model's intensity, its intervals and their calibration.
 
     `event_figure` goes to TensorBoard, and to `figures/step-….png` in the run's folder. The data
-    module says what to draw: see `npbench.offers.OffersFigureSequences`. If it offers the process
-    that made the events (`OffersProcess`), the intensity of that process is drawn too. Where the
+    module says what to draw: see `npbench.offers.OffersFigureSequences`. If it offers
+    `OffersVocabulary` and `OffersTimeName`, marks and the unit of time have their names. If it
+    offers the process that made the events (`OffersProcess`), its intensity is drawn too. Where the
     sequences have no event to predict, nothing is drawn.
 
     Args:
@@ -59,12 +68,20 @@ class EventFigures(FigureCallback):
         known = isinstance(data, OffersProcess) and isinstance(data.process, KnownProcess)
         device = next(model.parameters()).device
         return event_figure(
-            model, sequences.to(device), data.process.compensator if known else None
+            model,
+            sequences.to(device),
+            data.process.compensator if known else None,
+            data.vocabulary if isinstance(data, OffersVocabulary) else None,
+            data.time_name if isinstance(data, OffersTimeName) else None,
         )
 
 
 def event_figure(
-    model: EventModel, sequences: EventSequences, compensator: Compensator | None = None
+    model: EventModel,
+    sequences: EventSequences,
+    compensator: Compensator | None = None,
+    marks: Sequence[object] | None = None,
+    time_name: str | None = None,
 ) -> Figure:
     r"""What a model predicts of sequences, in three ways.
 
@@ -83,6 +100,8 @@ def event_figure(
         sequences: the events, some of which are predicted.
         compensator: that of the process that made the sequences, if it is known: from sequences to
             the integral of the intensity over each of their intervals.
+        marks: what each mark is called; by default its number.
+        time_name: what a unit of time is called, such as "days".
 
     Raises:
         InputError: if there is no event to predict.
@@ -106,19 +125,25 @@ def event_figure(
 
     figure = Figure(figsize=(13, 6.4), layout="constrained", dpi=110)
     left, right = figure.subfigures(1, 2, width_ratios=(2.3, 1))
+    color = colors_of([type(model).__name__])[type(model).__name__]
+    unit = f" ({time_name})" if time_name else ""
     panels = 1 if model.num_marks == 1 else 2
     heights = (2.0, 1.0)[:panels] * len(rows)
     axes = left.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for top, row in zip(axes[::panels], rows):
-        _intensity_panel(top, dist, sequences, int(row), model.num_marks, compensator)
+        _intensity_panel(top, dist, sequences, int(row), model.num_marks, compensator, color)
+        top.set_ylabel(f"events per {time_name.removesuffix('s')}" if time_name else "intensity",
+                       fontsize=8)  # fmt: skip
     for bottom, row in zip(axes[1::panels] if panels == 2 else [], rows):
         _marks_panel(bottom, dist, sequences, int(row), model.num_marks)
+        if marks is not None:
+            _name_marks(bottom, marks)
     axes[0].set_title(f"{type(model).__name__}: intensity and events", fontsize=9)
     axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, frameon=False, ncols=2)
-    axes[-1].set_xlabel("time", fontsize=8)
+    axes[-1].set_xlabel(f"time{unit}", fontsize=8)
     above, below = right.subplots(2)
-    _intervals_panel(above, dist[predicted], tau[predicted], u)
-    _calibration_panel(below, u)
+    _intervals_panel(above, dist[predicted], tau[predicted], u, color, unit)
+    _calibration_panel(below, u, color)
     for axis in figure.axes:
         axis.tick_params(which="both", labelsize=8)
         for line in (axis.xaxis, axis.yaxis):
@@ -152,23 +177,24 @@ def _intensity_panel(
     row: int,
     num_marks: int,
     compensator: Compensator | None,
+    color: str,
 ) -> None:
     stretch = _stretch(sequences, row)
     times = _since_stretch(sequences, row, stretch)
     tau = torch.linspace(0, 1, _CELLS + 1) * sequences.intervals[row, stretch, None].double()
-    compensators = {"model": (-dist[row, stretch][:, None].log_survival(tau), _MODEL, "-")}
+    compensators = {"model": (-dist[row, stretch][:, None].log_survival(tau), color, "-")}
     if compensator is not None:
         exact = _exact_compensator(compensator, sequences, row, stretch, tau)
-        compensators["exact"] = exact, EXACT_COLOR, "--"
+        compensators["exact"] = exact, EXACT, "--"
     centers = torch.from_numpy(times[:-1, None]) + (tau[:, 1:] + tau[:, :-1]) / 2
     highest = 0.0
-    for name, (integral, color, style) in compensators.items():
+    for name, (integral, line_color, style) in compensators.items():
         # The mean over each cell; simultaneous events have no time between them.
         intensity = (integral.diff(dim=-1) / tau.diff(dim=-1)).nan_to_num(posinf=0.0)
         highest = max(highest, 1.15 * float(intensity.quantile(0.995)))
         lines = torch.stack([centers, intensity], dim=-1).numpy()
         axis.add_collection(
-            LineCollection(lines, colors=color, linestyles=style, lw=1.3, label=name)
+            LineCollection(lines, colors=line_color, linestyles=style, lw=1.3, label=name)
         )
     colors = _colors(num_marks, sequences.marks[row, stretch.start : stretch.stop + 1])
     axis.vlines(times, -0.1, 0, colors=colors, lw=1.6, transform=axis.get_xaxis_transform(),
@@ -176,7 +202,6 @@ def _intensity_panel(
     axis.set_xlim(0, times[-1] or 1.0)
     axis.set_ylim(0, highest or 1.0)
     axis.tick_params("x", bottom=False, labelbottom=num_marks == 1, pad=14)
-    axis.set_ylabel("intensity", fontsize=8)
 
 
 def _exact_compensator(
@@ -208,37 +233,52 @@ def _marks_panel(
     axis.set_ylabel("mark", fontsize=8)
 
 
-def _intervals_panel(axis: Axes, dist: NextEvent, tau: Tensor, u: Tensor) -> None:
+def _name_marks(axis: Axes, marks: Sequence[object]) -> None:
+    """The names of marks, cut short, in place of their numbers."""
+
+    def name(value: object, _: object) -> str:
+        index = round(float(value))
+        return f"{marks[index]!s:.16}" if index == value and 0 <= index < len(marks) else ""
+
+    if len(marks) <= _MOST_NAMES:
+        axis.set_yticks(range(len(marks)))
+    axis.yaxis.set_major_formatter(FuncFormatter(name))
+
+
+def _intervals_panel(
+    axis: Axes, dist: NextEvent, tau: Tensor, u: Tensor, color: str, unit: str
+) -> None:
     chosen = (tau > dist.floor).nonzero()[:, 0]
     places = torch.linspace(0, max(0, len(chosen) - 1), min(len(chosen), _MOST_POINTS)).long()
     chosen = chosen[places]
     dist, tau = dist[chosen], tau[chosen]
     low, median, high = (dist.quantile(level) for level in (0.25, 0.5, 0.75))
-    axis.vlines(tau, low, high, colors=_MODEL, alpha=0.25, lw=1)
-    axis.plot(tau, median, ".", color=_MODEL, ms=3.5)
+    axis.vlines(tau, low, high, colors=color, alpha=0.25, lw=1)
+    axis.plot(tau, median, ".", color=color, ms=3.5)
     axis.axline((1, 1), slope=1, color="black", lw=0.8, ls=":")
     axis.set_xscale("log")
     axis.set_yscale("log")
     share = ((u >= 0.25) & (u <= 0.75)).double().mean()
     axis.set_title(f"{100 * share:.0f} % of events in the central 50 %", fontsize=9)
-    axis.set_xlabel("true interval", fontsize=8)
-    axis.set_ylabel("predicted interval", fontsize=8)
+    axis.set_xlabel(f"true interval{unit}", fontsize=8)
+    axis.set_ylabel(f"predicted interval{unit}", fontsize=8)
 
 
-def _calibration_panel(axis: Axes, u: Tensor) -> None:
+def _calibration_panel(axis: Axes, u: Tensor, color: str) -> None:
     levels = (torch.arange(len(u)) + 0.5) / len(u)
     # One process draws, and must not wait for the others.
     metric = KolmogorovSmirnov(sync_on_compute=False)
     metric.update(u)
     uniform, band = np.linspace(0, 1, 101), _KS_95 / len(u) ** 0.5
-    axis.fill_between(uniform, uniform - band, uniform + band, color="black", alpha=0.1, lw=0,
-                      label="95 %")  # fmt: skip
+    axis.fill_between(uniform, uniform - band, uniform + band, color="black", alpha=0.1, lw=0)
     axis.plot(uniform, uniform, color="black", lw=0.8, ls=":")
-    axis.plot(levels, u.sort().values, color=_MODEL, lw=1.5)
+    axis.plot(levels, u.sort().values, color=color, lw=1.5)
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
     axis.set_aspect("equal")
-    axis.set_title(f"KS distance of {len(u):,} events: {metric.compute():.3f}", fontsize=9)
+    axis.set_title(
+        f"KS distance of {len(u):,} events: {metric.compute():.3f}\n(grey: 95 of 100 right models)",
+        fontsize=9,
+    )
     axis.set_xlabel("uniform quantile", fontsize=8)
     axis.set_ylabel("quantile of u = F(τ)", fontsize=8)
-    axis.legend(loc="upper left", fontsize=7, frameon=False)

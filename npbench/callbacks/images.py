@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,7 +19,8 @@ from npbench.offers import OffersCompletionTask
 from npbench.task import Task
 
 _KINDS = ("context", "mean", "standard\ndeviation", "sample", "truth")
-_UNSEEN = (0.16, 0.29, 0.52)
+# Of pixels that are not in the context, and, among standard deviations, of those that are.
+_UNSEEN, _SEEN = (0.16, 0.29, 0.52), (0.2, 0.75, 0.7)
 _STD_COLORS = colormaps["magma"]
 # So many targets' moments are computed at a time: the memory of mixtures grows with them.
 _PIECE = 1000
@@ -28,9 +31,9 @@ class ImageFigures(FigureCallback):
 
     There is a column for each image and size of context, with the context, the model's mean and
     standard deviation, a sample (of an autoregressive model one block of pixels after another), and
-    the truth. Pixels of the context are known, and shown as they are. The figure goes to
-    TensorBoard, and to `figures/step-….png` in the run's folder. The data module says what to draw:
-    see `npbench.offers.OffersCompletionTask`.
+    the truth. Pixels of the context are known, and shown as they are; among standard deviations
+    they have a colour of their own. The figure goes to TensorBoard, and to `figures/step-….png` in
+    the run's folder. The data module says what to draw: see `npbench.offers.OffersCompletionTask`.
 
     Args:
         num_images: images in the figure.
@@ -96,12 +99,23 @@ def completion_figure(model: NeuralProcess, tasks: Sequence[Sequence[Task]]) -> 
     rows = [row * (height + gap) for row in range(len(_KINDS))]
     canvas = np.ones((rows[-1] + height, starts[-1] + width, 3))
     for left, panels in zip(starts, (panels for group in groups for panels in group)):
-        panels["std"] = _STD_COLORS(panels["std"][..., 0] / max(highest, 1e-12))[..., :3]
+        colors = _STD_COLORS(panels["std"][..., 0] / max(highest, 1e-12))[..., :3]
+        panels["std"] = np.where(panels.pop("known") > 0, _SEEN, colors)
         for top, panel in zip(rows, panels.values()):
             canvas[top : top + height, left : left + width] = panel
     sizes = [task.xc.shape[1] for group in tasks for task in group]
-    title = f"{type(model).__name__}: standard deviation from 0 (black) to {highest:.2f} (white)"
-    return _show(canvas, title, [s + width / 2 for s in starts], sizes, rows, height)
+    figure = _show(
+        canvas, type(model).__name__, [s + width / 2 for s in starts], sizes, rows, height
+    )
+    (axis,) = figure.axes
+    for name, color in (("not in the context", _UNSEEN), ("in the context", _SEEN)):
+        axis.plot([], [], "s", color=color, label=name)
+    figure.legend(loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    scale = ScalarMappable(Normalize(0.0, highest), _STD_COLORS)
+    bar = figure.colorbar(scale, ax=axis, shrink=0.5, aspect=15, pad=0.02)
+    bar.set_label("standard deviation", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
 
 
 def _show(
@@ -115,7 +129,7 @@ def _show(
     dpi = 110
     # A panel is an inch high, or as large as it takes for each pixel to be one of the figure.
     scale = max(1.0 / height, 1 / dpi)
-    size = (canvas.shape[1] * scale + 1.2, canvas.shape[0] * scale + 0.7)
+    size = (canvas.shape[1] * scale + 2.0, canvas.shape[0] * scale + 1.0)
     figure = Figure(figsize=size, layout="constrained", dpi=dpi)
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
@@ -150,6 +164,7 @@ def _complete(model: NeuralProcess, task: Task) -> dict[str, Float[np.ndarray, "
     std = std.mean(dim=-1, keepdim=True)
     known = image(torch.ones_like(task.xc[..., :1]), torch.zeros_like(std))
     return {
+        "known": known,
         "context": np.where(known > 0, picture(task.yc, torch.zeros_like(mean)), _UNSEEN),
         "mean": picture(task.yc, mean),
         "std": image(torch.zeros_like(task.xc[..., :1]), std),

@@ -20,8 +20,6 @@ from npbench.models.contracts.process import evaluating
 Offer = TypeVar("Offer")
 Seen = TypeVar("Seen")
 
-MODEL_COLORS, EXACT_COLOR = ("#2a6fbb", "#c8553d", "#8a5cb0"), "#3a9a5b"
-
 
 class Onlooker(L.Callback):
     """A callback that only looks: what fails in it must not end a run.

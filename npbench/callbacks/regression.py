@@ -1,14 +1,15 @@
 """Figures of what a neural process predicts, beside what is true."""
 
 from collections.abc import Sequence
-from itertools import cycle
 
 import lightning as L
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from npbench.callbacks.recording import EXACT_COLOR, MODEL_COLORS, FigureCallback, undisturbed
+from npbench.callbacks.maps import map_figure
+from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.colors import EXACT, colors_of
 from npbench.errors import InputError
 from npbench.models.contracts.process import Evaluation, NeuralProcess
 from npbench.offers import OffersFigureTask
@@ -19,9 +20,9 @@ class PosteriorFigures(FigureCallback):
     """After validation, draws the model's prediction beside the exact Gaussian process's.
 
     There is a row for each task: on the left the model's mean and its central 50 and 95 % bands, on
-    the right those of the process that made the task. The figure goes to TensorBoard, and to
-    `figures/step-….png` in the run's folder. The data module says what to draw: see
-    `npbench.offers.OffersFigureTask`.
+    the right those of the process that made the task. Functions of two inputs are drawn as maps.
+    The figure goes to TensorBoard, and to `figures/step-….png` in the run's folder. The data module
+    says what to draw: see `npbench.offers.OffersFigureTask`.
 
     Args:
         num_tasks: rows of the figure.
@@ -50,22 +51,31 @@ class PosteriorFigures(FigureCallback):
 def posterior_figure(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
     """A row for each task (the first of each batch), and a column for each model.
 
-    The last column is the exact answer, where the tasks have it.
+    The last column is the exact answer, where the tasks have it. The truth is the function without
+    the noise of observations, where it is known. Functions of several inputs are drawn as maps, by
+    `npbench.callbacks.maps.map_figure`.
 
     It leaves the models and torch's random state as they were.
     """
+    evaluations = [[_evaluate(model, task) for model in models] for task in tasks]
+    if tasks[0].xt.shape[-1] > 1:
+        return map_figure(models, tasks, evaluations)
+    colors = colors_of(type(model).__name__ for model in models)
     columns = len(models) + any(task.exact is not None for task in tasks)
-    figure = Figure(figsize=(5.2 * columns, 2.6 * len(tasks)), layout="constrained", dpi=110)
+    size = (5.2 * columns, 2.6 * len(tasks) + 0.3)
+    figure = Figure(figsize=size, layout="constrained", dpi=110)
     axes = figure.subplots(len(tasks), columns, squeeze=False, sharex=True, sharey="row")
-    for row, task in zip(axes, tasks):
-        for axis, model, color in zip(row, models, cycle(MODEL_COLORS)):
-            evaluation = _evaluate(model, task)
-            title = _title(type(model).__name__, evaluation.log_likelihood)
-            _panel(axis, task, evaluation.mean, evaluation.std, color, title)
+    for row, task, of_models in zip(axes, tasks, evaluations):
+        for axis, model, evaluation in zip(row, models, of_models):
+            name = type(model).__name__
+            title = _title(name, evaluation.log_likelihood)
+            _panel(axis, task, evaluation.mean, evaluation.std, colors[name], title)
         if task.exact is not None:
             title = _title("Exact", task.exact.log_likelihood)
-            _panel(row[-1], task, task.exact.mean, task.exact.std, EXACT_COLOR, title)
-    axes[0, 0].legend(loc="upper left", fontsize=7, frameon=False, ncols=3)
+            _panel(row[-1], task, task.exact.mean, task.exact.std, EXACT, title)
+    # Outside of the axes, no line crosses it; its colours are those of the first column.
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=5,
+                  fontsize=8, frameon=False)  # fmt: skip
     for axis in axes[-1]:
         axis.set_xlabel("x")
     return figure
@@ -81,15 +91,17 @@ def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
 
 
 def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title: str) -> None:
+    truth = task.yt if task.truth is None else task.truth
     xc, yc, x, y, mean, std = (
-        values[0, :, 0].cpu().numpy() for values in (task.xc, task.yc, task.xt, task.yt, mean, std)
+        values[0, :, 0].cpu().numpy() for values in (task.xc, task.yc, task.xt, truth, mean, std)
     )
     for width, alpha, label in ((1.96, 0.15, "95 %"), (0.674, 0.3, "50 %")):
         axis.fill_between(
             x, mean - width * std, mean + width * std, color=color, alpha=alpha, lw=0, label=label
         )
     axis.plot(x, mean, color=color, lw=1.5, label="mean")
-    axis.plot(x, y, color="black", lw=0.8, ls=":", label="truth")
+    label = "observations" if task.truth is None else "truth"
+    axis.plot(x, y, color="black", lw=0.8, ls=":", label=label)
     axis.plot(xc, yc, "k.", ms=6, label="context")
     low, high = min(y.min(), yc.min()), max(y.max(), yc.max())
     margin = 0.35 * (high - low) + 0.1

@@ -25,5 +25,6 @@ COMMANDS = {
     "condition": Command("condition", "Turn a table of any size into a small file, a state."),
     "query": Command("query", "Predict at the rows of a table from a state."),
     "forget": Command("forget", "Take the rows of a table out of a state."),
+    "merge": Command("merge", "Merge the states of several tables into the state of all."),
     "import-official": Command("import_official", "Take weights of the paper's official code."),
 }

@@ -97,6 +97,29 @@ def _working_folder() -> Iterator[None]:
         sys.path.pop(0)
 
 
+def separator(text: str) -> str:
+    """A character between columns; a tab is hard to type, and may be called so."""
+    character = "\t" if text in ("tab", "\\t") else text
+    if len(character) != 1:
+        raise ArgumentTypeError(f"{text} is no single character, nor tab")
+    return character
+
+
+def add_table_format(parser: ArgumentParser) -> None:
+    """Add how numbers stand in the files of points: `--separator`, `--decimal` and `--dates`."""
+    parser.add_argument(
+        "--separator", type=separator, metavar="CHAR",
+        help="between the columns of a CSV file, such as ';' or tab, if it is not recognised",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decimal", choices=[".", ","], help="before the decimals in a CSV file, likewise"
+    )
+    parser.add_argument(
+        "--dates", metavar="UNIT",
+        help='what dates are as numbers, such as "days since 2020-01-01"',
+    )  # fmt: skip
+
+
 def add_device(parser: ArgumentParser) -> None:
     """Add `--device`, which must be there: cuda by default where there is one, else cpu."""
     parser.add_argument(

@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.progress import Progress
 from torchmetrics import Metric
 
+from npbench.colors import BAYES, EXACT, colors_of
 from npbench.commands import checkpoints
 from npbench.commands.arguments import add_allow, add_device, size
 from npbench.commands.progress import progress_bar
@@ -54,10 +55,10 @@ _QUALITY = {
 _MOST_BINS = 8
 # What the best predictions are drawn as: those that know each task's process, and only the priors.
 _CEILINGS = {
-    "exact": ("--", "black"),
-    "exact jointly": (":", "black"),
-    "Bayes": ("--", "grey"),
-    "Bayes jointly": (":", "grey"),
+    "exact": ("--", EXACT),
+    "exact jointly": (":", EXACT),
+    "Bayes": ("--", BAYES),
+    "Bayes jointly": (":", BAYES),
 }
 
 
@@ -243,15 +244,16 @@ def render(table: pd.DataFrame, num_tasks: int, sizes: Sequence[int]) -> Group:
 
 def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
     """Log-likelihoods with two standard errors, over all tasks and by the context's size."""
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained", dpi=110)
+    figure = Figure(figsize=(11, 3.6), layout="constrained", dpi=110)
     overall, by_size = figure.subplots(1, 2, width_ratios=[1, 1.3])
     bins = tasks["num_context"]
     if bins.nunique() > _MOST_BINS:
         bins = pd.qcut(bins, _MOST_BINS, duplicates="drop")
     grouped = tasks.groupby(bins, observed=True)
     x = grouped["num_context"].mean()
+    colors = colors_of(map(str, table.index))
     for index, (name, row) in enumerate(table.iterrows()):
-        color = f"C{index % 10}"
+        color = colors[str(name)]
         overall.errorbar(
             row.log_likelihood, -index, xerr=2 * row.log_likelihood_stderr, fmt="o", color=color,
             capsize=3,
@@ -265,7 +267,9 @@ def comparison_figure(table: pd.DataFrame, tasks: pd.DataFrame) -> Figure:
     overall.set_xlabel("log-likelihood per target")
     by_size.set_xlabel("context points")
     by_size.set_ylabel("log-likelihood per target")
-    by_size.legend(fontsize=7, frameon=False)
+    # Outside of the axes, no line crosses it.
+    figure.legend(*by_size.get_legend_handles_labels(), loc="outside right upper", fontsize=7,
+                  frameon=False)  # fmt: skip
     for axis in (overall, by_size):
         axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,28 +1,40 @@
 """`npbench condition`: a table of points, of any size, becomes a state in a small file."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_allow, add_device, check_out, columns, given
+from npbench.commands.arguments import (
+    add_allow,
+    add_device,
+    add_table_format,
+    check_out,
+    columns,
+    given,
+)
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
 from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.models.contracts.state_files import read_notes
+from npbench.point_files import files_in
 from npbench.tables import PointTable
 
 _DESCRIPTION = """\
-Condition a model on the rows of a Parquet or CSV file, of any number, and keep its state: a file
+Condition a model on the rows of Parquet or CSV files, of any number, and keep its state: a file
 of a few hundred kilobytes that answers queries.
 
   npbench condition --ckpt RUN --data points.parquet --x lat,lon --y temperature \\
     --out state.safetensors
   npbench query --state state.safetensors --targets grid.parquet --out predictions.parquet
   npbench condition --state state.safetensors --data today.csv --out state.safetensors
+  npbench condition --ckpt RUN --data folder 'more-*.csv' --x lat,lon,time --y temperature \\
+    --dates "days since 2020-01-01" --out state.safetensors
 
-The last one adds points to a state. Memory does not depend on the number of rows. After an
+The third adds points to a state. Several files, the files of a folder, and those that a pattern
+matches come in the order of their names. Memory does not depend on the number of rows. After an
 interrupt, or a row that cannot be read, the same command goes on where it was."""
 
 # Enough that the latents, worked out once a chunk, cost little beside its points.
@@ -33,7 +45,8 @@ def run(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     made_by = read_notes(options.state) if options.state else {}
     checkpoint = checkpoints.of_state(made_by, options.ckpt)
-    check_out(options.out, options.data, checkpoint)
+    files = files_in(options.data)
+    check_out(options.out, *files, checkpoint)
     x, y = (
         names or given(f"--{key}", made_by.get(key)).split(",")
         for key, names in (("x", options.x), ("y", options.y))
@@ -43,8 +56,16 @@ def run(args: Sequence[str]) -> None:
     check_columns("y", y, model.dim_y)
     model.watch.columns = [*x, *y]
     start = model.state_class.load(options.state, model) if options.state else None
-    table = PointTable(options.data, x, y, chunk_size=_ROWS)
-    origin = {"checkpoint": str(checkpoint.resolve()), "data": str(options.data.resolve())}
+    dates = options.dates or made_by.get("dates")
+    table = PointTable(
+        files, x, y, chunk_size=_ROWS, separator=options.separator, decimal=options.decimal,
+        dates=dates,
+    )  # fmt: skip
+    origin = {
+        "checkpoint": str(checkpoint.resolve()),
+        "data": os.pathsep.join(str(file.resolve()) for file in files),
+        **({"dates": dates} if dates else {}),
+    }
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=table.num_rows())
         rows = write_state(
@@ -72,7 +93,10 @@ def check_columns(name: str, names: Sequence[str], dim: int) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser("condition", _DESCRIPTION)
     parser.add_argument("--ckpt", type=Path, help="a checkpoint, or the folder of a run")
-    parser.add_argument("--data", type=Path, required=True, help="a .parquet or .csv file")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="PATH",
+        help=".parquet or .csv files, folders of them, or patterns in quotes",
+    )  # fmt: skip
     parser.add_argument("--x", type=columns, metavar="NAME,…", help="columns of the inputs")
     parser.add_argument("--y", type=columns, metavar="NAME,…", help="columns of the outputs")
     parser.add_argument("--out", type=Path, required=True, help="file to keep the state in")
@@ -85,5 +109,6 @@ def _parser() -> CommandParser:
         help="note which rows were absorbed, in 16 bytes each, so that npbench forget is certain",
     )  # fmt: skip
     add_allow(parser)
+    add_table_format(parser)
     add_device(parser)
     return parser

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_device, check_out, columns, given
+from npbench.commands.arguments import (
+    add_allow,
+    add_device,
+    add_table_format,
+    check_out,
+    columns,
+    given,
+)
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import forget_rows
@@ -12,6 +19,7 @@ from npbench.errors import InputError
 from npbench.messages import CommandParser
 from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.state_files import read_notes
+from npbench.point_files import files_in
 from npbench.tables import PointTable
 
 _DESCRIPTION = """\
@@ -27,11 +35,16 @@ without one cannot know: a row that it never absorbed, or has forgotten already,
 what is left could be of no data, and else leaves a state that is wrong."""
 
 
+# Facts of a state that are true of what is left of it.
+_KEPT = "checkpoint", "data", "x", "y", "dates"
+
+
 def run(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     notes = read_notes(options.state)
     checkpoint = checkpoints.of_state(notes, options.ckpt)
-    check_out(options.out, options.data, checkpoint)
+    files = files_in(options.data)
+    check_out(options.out, *files, checkpoint)
     x, y = (
         names or given(f"--{key}", notes.get(key)).split(",")
         for key, names in (("x", options.x), ("y", options.y))
@@ -44,7 +57,10 @@ def run(args: Sequence[str]) -> None:
         )
     check_columns("x", x, model.dim_x)
     check_columns("y", y, model.dim_y)
-    table = PointTable(options.data, x, y)
+    table = PointTable(
+        files, x, y, separator=options.separator, decimal=options.decimal,
+        dates=options.dates or notes.get("dates"),
+    )  # fmt: skip
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=table.num_rows())
         state, rows = forget_rows(
@@ -53,7 +69,7 @@ def run(args: Sequence[str]) -> None:
             model.state_class.load(options.state, model),
             lambda n: progress.advance(shown, n),
         )
-    known = {name: text for name, text in notes.items() if name in ("checkpoint", "data", "x", "y")}
+    known = {name: text for name, text in notes.items() if name in _KEPT}
     has_ledger = state.ledger is not None
     state.save(options.out, model, ledger=has_ledger, **known)
     print(f"{rows:,} points forgotten; what is left is in {options.out}")
@@ -64,12 +80,17 @@ def run(args: Sequence[str]) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser("forget", _DESCRIPTION)
     parser.add_argument("--state", type=Path, required=True, help="file of `npbench condition`")
-    parser.add_argument("--data", type=Path, required=True, help="a .parquet or .csv file")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="PATH",
+        help=".parquet or .csv files, folders of them, or patterns in quotes",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="file to keep what is left in")
     for name, what in (("--x", "inputs"), ("--y", "outputs")):
         parser.add_argument(
             name, type=columns, metavar="NAME,…", help=f"columns of the {what}, if others than then"
         )
     parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
+    add_allow(parser)
+    add_table_format(parser)
     add_device(parser)
     return parser

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_allow, add_device, check_out, columns, given
+from npbench.commands.arguments import (
+    add_allow,
+    add_device,
+    add_table_format,
+    check_out,
+    columns,
+    given,
+)
 from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
@@ -31,7 +38,10 @@ def run(args: Sequence[str]) -> None:
     check_columns("x", x, model.dim_x)
     model.watch.columns = [*x, *model.watch.columns[model.dim_x :]]
     state = model.state_class.load(options.state, model)
-    targets = PointTable(options.targets, x)
+    targets = PointTable(
+        options.targets, x, separator=options.separator, decimal=options.decimal,
+        dates=options.dates or notes.get("dates"),
+    )  # fmt: skip
     outputs = notes["y"].split(",") if "y" in notes else None
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=targets.num_rows())
@@ -51,5 +61,6 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
     add_allow(parser)
+    add_table_format(parser)
     add_device(parser)
     return parser

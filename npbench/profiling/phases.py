@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from npbench.errors import InputError
@@ -225,34 +223,6 @@ def profile(
             measured = _measure_phase(model, phase, num_context, num_targets, device)
             before[phase] = num_context, measured.seconds or float("inf")
             yield {"num_context": num_context, "phase": phase} | vars(measured)
-
-
-def profile_figure(profiles: dict[str, pd.DataFrame]) -> Figure:
-    """Peak memory (above) and time (below) against the context's size.
-
-    There is a column for each phase, and a line for each model.
-
-    Args:
-        profiles: the rows of `profile`, by the model's name.
-    """
-    phases = [p for p in PHASES if any((rows["phase"] == p).any() for rows in profiles.values())]
-    figure = Figure(figsize=(1 + 2.4 * len(phases), 4.8), layout="constrained", dpi=110)
-    axes = figure.subplots(2, len(phases), squeeze=False, sharex=True, sharey="row")
-    for column, phase in zip(axes.T, phases, strict=True):
-        for name, rows in profiles.items():
-            measured = rows[(rows["phase"] == phase) & rows["seconds"].notna()]
-            mebibytes = measured["peak_bytes"].astype(float) / 2**20
-            column[0].loglog(measured["num_context"], mebibytes, "o-", ms=3, label=name)
-            column[1].loglog(measured["num_context"], measured["seconds"].astype(float), "o-", ms=3)
-        column[0].set_title(phase, fontsize=9)
-        column[1].set_xlabel("size of context")
-        for axis in column:
-            axis.grid(alpha=0.2)
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("peak memory (MiB)")
-    axes[1, 0].set_ylabel("seconds")
-    axes[0, -1].legend(fontsize=7, frameon=False)
-    return figure
 
 
 def _measure_phase(

@@ -197,7 +197,8 @@ def test_quantiles_of_a_right_model_are_the_uniform_ones() -> None:
     np.testing.assert_allclose(quantiles.get_xdata(), (np.arange(6000) + 0.5) / 6000)
     distance = np.abs(quantiles.get_ydata() - quantiles.get_xdata()).max()
     assert distance < 1.36 / 6000**0.5
-    shown = float(axis.get_title().removeprefix("KS distance of 6,000 events: "))
+    title, _ = axis.get_title().splitlines()
+    shown = float(title.removeprefix("KS distance of 6,000 events: "))
     assert shown == pytest.approx(distance, abs=1e-3)
     (band,) = axis.collections
     heights = band.get_paths()[0].get_extents().intervaly
@@ -342,3 +343,25 @@ def test_figures_need_a_data_module_that_has_them() -> None:
 def test_every_n_validations_is_1_or_more() -> None:
     with pytest.raises(ValueError, match="every_n_validations=0 must be 1 or more"):
         EventFigures(every_n_validations=0)
+
+
+def test_marks_and_times_have_their_names() -> None:
+    names = ["a question that was good", "an answer"]
+    figure = event_figure(Known(), renewals(1), marks=names, time_name="days")
+    labels = {axis.get_xlabel() for axis in figure.axes} | {a.get_ylabel() for a in figure.axes}
+    assert {"time (days)", "true interval (days)", "events per day"} <= labels
+    (axis,) = panels(figure)["mark"]
+    figure.draw_without_rendering()
+    shown = [text.get_text() for text in axis.get_yticklabels() if text.get_text()]
+    assert shown == ["a question that ", "an answer"]
+
+
+def test_many_marks_have_some_of_their_names() -> None:
+    model = thp(40)
+    sequences = EventSequences(torch.rand(1, 9).cumsum(-1), torch.randint(40, (1, 9)))
+    figure = event_figure(model, sequences, marks=[f"mark {i}" for i in range(40)])
+    figure.draw_without_rendering()
+    (axis,) = panels(figure)["mark"]
+    shown = {text.get_text() for text in axis.get_yticklabels()} - {""}
+    assert 2 <= len(shown) <= 12
+    assert shown <= {f"mark {i}" for i in range(40)}

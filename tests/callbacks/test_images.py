@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent, Normal
 from datamodules import EMNISTDataModule, GPDataModule, ImageFolderDataModule
 from npbench import Task
 from npbench.callbacks import ImageFigures
-from npbench.callbacks.images import completion_figure
+from npbench.callbacks.images import _SEEN, _UNSEEN, completion_figure
 from npbench.models import CMANP, CNP
 from npbench.training import MetaRegression
 
@@ -106,13 +106,13 @@ def test_panels_show_what_the_model_says_where_it_says_it(
     for side in (left, ~left):
         unknown = std[:, side][~known[:, side]]
         assert (unknown == unknown[0]).all()
-    assert std[known][0].sum() < std[:, left][~known[:, left]][0].sum()
+    assert np.allclose(std[known][0], _SEEN)
     assert std[:, left][~known[:, left]][0].sum() < std[:, ~left][~known[:, ~left]][0].sum()
 
 
 def test_a_grid_has_a_column_for_each_image_and_context(pictures: ImageFolderDataModule) -> None:
     tasks = [[pictures.completion_task(i, size) for size in (3, 30)] for i in range(3)]
-    (axis,) = completion_figure(CNP(2, 3, dim_hidden=8), tasks).axes
+    axis, _ = completion_figure(CNP(2, 3, dim_hidden=8), tasks).axes
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["3 pixels", "30 pixels"] * 3
     assert [label.get_text() for label in axis.get_yticklabels()][::4] == ["context", "truth"]
@@ -123,11 +123,19 @@ def test_standard_deviations_have_one_scale(pictures: ImageFolderDataModule) -> 
     """One column of all pixels, and one of a single pixel on the left, where it is 0.1 at most."""
     tasks = [pictures.completion_task(index, 80) for index in range(6)]
     left = next(task for task in tasks if task.xt[0, 0, 1] < 0)
-    for column in (left, pictures.completion_task(0, 5)):
-        shown = completion_figure(Known(2, 3, dim_hidden=8), [[column]]).axes[0].get_title()
-        assert f"to {0.1 if column is left else 0.2:.2f} (white)" in shown
-    both = completion_figure(Known(2, 3, dim_hidden=8), [[left], [pictures.completion_task(0, 5)]])
-    assert "to 0.20 (white)" in both.axes[0].get_title()
+    model, right = Known(2, 3, dim_hidden=8), pictures.completion_task(0, 5)
+    for columns, highest in (([[left]], 0.1), ([[right]], 0.2), ([[left], [right]], 0.2)):
+        _, bar = completion_figure(model, columns).axes
+        assert bar.get_ylabel() == "standard deviation"
+        assert bar.get_ylim() == pytest.approx((0.0, highest))
+
+
+def test_what_is_and_is_not_in_the_context_has_a_legend(pictures: ImageFolderDataModule) -> None:
+    figure = completion_figure(CNP(2, 3, dim_hidden=8), [[pictures.completion_task(0, 5)]])
+    (legend,) = figure.legends
+    colors = {text.get_text(): handle.get_color()
+              for text, handle in zip(legend.get_texts(), legend.legend_handles)}  # fmt: skip
+    assert colors == {"not in the context": _UNSEEN, "in the context": _SEEN}
 
 
 @pytest.mark.parametrize("name", [name for name in SIZES if name not in ONE_INPUT])
@@ -164,7 +172,7 @@ def test_the_model_is_shown_nothing_but_the_context(pictures: ImageFolderDataMod
 def test_the_sizes_follow_the_data(digits: EMNISTDataModule) -> None:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     trainer.datamodule = digits
-    (axis,) = ImageFigures(num_images=1).figure(trainer, CNP(2, 1, dim_hidden=8)).axes
+    axis, _ = ImageFigures(num_images=1).figure(trainer, CNP(2, 1, dim_hidden=8)).axes
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == ["2 pixels", "8 pixels", "20 pixels", "36 pixels"]
 

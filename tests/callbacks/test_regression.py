@@ -1,7 +1,9 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 from helpers.training import data, module
 from lightning.pytorch.loggers import CSVLogger
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from npbench.callbacks import PosteriorFigures
 from npbench.callbacks.regression import posterior_figure
+from npbench.colors import EXACT, colors_of
 from npbench.models import CNP
 
 
@@ -79,3 +82,52 @@ def test_figures_need_a_data_module_that_has_them(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"needs a data module with figure_task.*NoFigures"):
         trainer.test(module(), NoFigures(), verbose=False)
+
+
+def test_the_truth_is_drawn_without_the_noise_of_observations() -> None:
+    task = data(noise_std=0.5).figure_task()
+    for shown, label, values in (
+        (task, "truth", task.truth),
+        (replace(task, truth=None), "observations", task.yt),
+    ):
+        axis, _ = posterior_figure([CNP(1, 1, dim_hidden=8)], [shown]).axes
+        (line,) = (line for line in axis.lines if line.get_label() == label)
+        np.testing.assert_array_equal(line.get_ydata(), values[0, :, 0])
+
+
+def test_functions_of_two_inputs_are_drawn_as_maps_with_the_context_where_it_is() -> None:
+    tasks = [data(dim_x=2).figure_task(index, num_targets=49) for index in range(2)]
+    figure = posterior_figure([CNP(2, 1, dim_hidden=8)], tasks)
+    titles = [axis.get_title().split(":")[0] for axis in figure.axes[:5]]
+    std = "standard deviation"
+    assert titles == ["truth", "CNP", std, "Exact", std]
+    truth, _, _, mean, _ = figure.axes[:5]
+    mesh, context = truth.collections
+    np.testing.assert_allclose(mesh.get_array(), tasks[0].truth[0, :, 0])
+    np.testing.assert_allclose(context.get_offsets(), tasks[0].xc[0])
+    np.testing.assert_allclose(context.get_array(), tasks[0].yc[0, :, 0])
+    np.testing.assert_allclose(mean.collections[0].get_array(), tasks[0].exact.mean[0, :, 0])
+    np.testing.assert_allclose(np.transpose(mean.lines[0].get_data()), tasks[0].xc[0])
+
+
+def test_a_slice_of_more_inputs_shows_no_context_that_is_not_in_it() -> None:
+    figure = posterior_figure(
+        [CNP(3, 1, dim_hidden=8)], [data(dim_x=3).figure_task(num_targets=49)]
+    )
+    assert [len(axis.collections) for axis in figure.axes[:5]] == [1] * 5
+    assert not any(axis.lines for axis in figure.axes[:5])
+
+
+def test_no_line_crosses_a_legend() -> None:
+    figure = posterior_figure([CNP(1, 1, dim_hidden=8)], [data().figure_task(num_targets=9)])
+    assert all(axis.get_legend() is None for axis in figure.axes)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axis.get_window_extent()) for axis in figure.axes)
+
+
+def test_a_model_has_its_colour() -> None:
+    figure = posterior_figure([CNP(1, 1, dim_hidden=8)], [data().figure_task(num_targets=9)])
+    colors = [axis.lines[0].get_color() for axis in figure.axes]
+    assert colors == [colors_of(["CNP"])["CNP"], EXACT]

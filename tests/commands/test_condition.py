@@ -611,7 +611,7 @@ def spoilt(values: object) -> pd.DataFrame:
         (frame(30).drop(columns="t"), "has no column t; its columns are lat, lon"),
         (spoilt(["warm"] * 30), "column t of .* holds .*string values, not numbers"),
         (spoilt([True] * 30), "column t of .* holds bool values, not numbers"),
-        (spoilt(pd.date_range("2020", periods=30)), "column t of .* holds timestamp.* not numbers"),
+        (spoilt(pd.date_range("2020", periods=30)), "column t of .* holds dates: .*--dates"),
         (spoilt([None] * 30), "column t of .* holds null values, not numbers"),
         (spoilt([1.0] * 9 + [None] * 21), "column t of .* has no value in row 10; drop such rows"),
         (spoilt([1.0] * 9 + [-np.inf] * 21), "column t of .* is -inf in row 10; drop such rows"),
@@ -669,7 +669,8 @@ def test_mistakes_end_in_one_sentence(
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for options, message in [
         ({"data": tmp_path / "none.csv"}, "there is no file"),
-        ({"data": tmp_path}, "is neither a Parquet nor a CSV file by its name"),
+        ({"data": folder}, "there is no file of points in the folder"),
+        ({"data": tmp_path / "none-*.csv"}, "no file is named as in"),
         ({"data": text}, "is neither a Parquet nor a CSV file by its name"),
         ({"data": header}, "header.csv has no rows"),
         ({"data": void}, "void.csv cannot be read: Empty CSV file"),

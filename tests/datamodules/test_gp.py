@@ -559,6 +559,34 @@ def test_the_figure_task_is_dense_ordered_and_exact() -> None:
     assert_exact(task, covariance + 0.05**2 * torch.eye(len(x)))
 
 
+def test_the_truth_of_a_figure_task_is_what_noise_was_added_to() -> None:
+    for index in range(3):
+        data = GPDataModule(kernel=fixed_rbf(scale=0.7, length=0.4), noise_std=0.1)
+        task = data.figure_task(index)
+        noise = (task.yt - task.truth)[0, :, 0]
+        assert abs(noise.std().item() - 0.1) < 5 * 0.1 / (2 * 200) ** 0.5
+        assert abs(noise.mean().item()) < 5 * 0.1 / 200**0.5
+        # A function of length scale 0.4 hardly bends between points that are 0.02 apart.
+        assert task.truth[0, :, 0].diff(n=3).abs().max() < 1e-2
+        assert task.exact.log_likelihood.isfinite().all()
+
+
+def test_without_noise_the_truth_is_what_was_observed() -> None:
+    task = GPDataModule(kernel=fixed_rbf(), noise_std=0.0).figure_task(num_targets=20)
+    assert_close(task.truth, task.yt, 1e-3)
+
+
+@pytest.mark.parametrize("dim_x", [2, 3])
+def test_the_figure_task_of_several_inputs_is_a_grid_of_the_first_two(dim_x: int) -> None:
+    data = GPDataModule(dim_x=dim_x, x_range=(-1.0, 2.0), noise_std=0.05)
+    task = data.figure_task(num_targets=30)
+    line = torch.linspace(-1.0, 2.0, 5)
+    assert task.xt.shape == (*task.truth.shape[:2], dim_x) == (1, 25, dim_x)
+    assert_close(task.xt[0, :, :2], torch.cartesian_prod(line, line))
+    assert not task.xt[..., 2:].any()
+    assert data.figure_task().xt.shape[1] == 24**2
+
+
 def test_the_ceiling_is_where_it_was_measured() -> None:
     data = GPDataModule(num_val_tasks=1600, eval_batch_size=400)
     exact = [batch.exact for batch in data.val_dataloader()]

@@ -1,3 +1,5 @@
+import re
+
 import pandas as pd
 import pytest
 import torch
@@ -96,3 +98,15 @@ def test_the_figure_has_a_line_for_each_model_and_a_column_for_each_phase() -> N
     for axis in memory:
         assert [line.get_label() for line in axis.lines] == ["one", "two"]
         assert all(list(line.get_xdata()) == [10, 20] for line in axis.lines)
+
+
+def test_one_size_is_a_table() -> None:
+    profiles = {name: pd.DataFrame(profile(thp(), [10], phases=["query", "update"]))
+                for name in ("CMHP", "THP")}  # fmt: skip
+    (axis,) = profile_figure(profiles).axes
+    (table,) = axis.tables
+    texts = [cell.get_text().get_text() for _, cell in sorted(table.get_celld().items())]
+    assert texts[:2] == ["query", "update"]
+    assert [texts[2], texts[5]] == ["CMHP", "THP"]
+    assert all(re.fullmatch(r"[\d.]+ MiB, [\d.]+ m?s", texts[i]) for i in (3, 4, 6, 7))
+    assert "10 points or events" in axis.get_title()

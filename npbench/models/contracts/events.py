@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent, NextEventHead
-from npbench.models.contracts.process import State
+from npbench.models.contracts.process import State, one_line
 
 # How many events are checked at a time.
 _CHECK_CHUNK = 4096
@@ -102,6 +102,9 @@ class EventModel(nn.Module, ABC):
         self.head = NextEventHead(dim_model, dim_model, num_marks, num_components, min_interval)
         for name, value in (("time_scale", 1.0), ("log_mean", 0.0), ("log_std", 1.0)):
             self.register_buffer(name, torch.tensor(value))
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @abstractmethod
     def _condition(self, times: Tensor, marks: Tensor, mask: Tensor) -> EventState:

@@ -22,8 +22,8 @@ class Inputs:
     """Checks what comes into a model, and makes `Points` of it.
 
     Every method raises an `InputError` that says what was given, what was expected, and how to mend
-    it. NumPy arrays and chunks are converted to the model's type and device, and may be of one
-    task, [points, width]; other tensors are taken as they are. Under `torch.compile` values are not
+    it. Tensors, NumPy arrays and chunks of real numbers are converted to the model's type and
+    device, and may be of one task, [points, width]. Under `torch.compile` values are not
     checked, since a graph has no place for a branch on them.
 
     Args:
@@ -50,7 +50,7 @@ class Inputs:
 
     def targets(self, name: str, x: Any, mask: Any = None) -> Points:
         """Targets whose values are not known; they are 0 here."""
-        x, mask = _as_batch(x, mask) if isinstance(x, np.ndarray) else (x, mask)
+        x, mask = _as_batch(x, mask)
         _check_shape(name, x, self.dim_x, "dim_x")
         _check_any_target(name, x)
         mask = self._mask(name, x, mask)
@@ -80,7 +80,7 @@ class Inputs:
     def slices(self, x: Any, y: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
         """The context chunk by chunk; no copy of the whole is ever made."""
         _check_size(chunk_size)
-        x, y, mask = _as_batch(x, y, mask) if isinstance(x, np.ndarray) else (x, y, mask)
+        x, y, mask = _as_batch(x, y, mask)
         size = x.shape[1] if x.ndim == 3 else 0
         if chunk_size is None or size <= chunk_size or not _same_points(x, y, mask):
             yield self.points("xc", x, "yc", y, mask)
@@ -101,7 +101,6 @@ class Inputs:
                 if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                     raise InputError("it is no (x, y) or (x, y, mask) tuple")
                 x, y, *mask = chunk
-                x, y, *mask = _as_batch(self._here(x), self._here(y), *mask)
                 points = self.points("x", x, "y", y, *mask)
                 batch_size = len(points.x) if batch_size is None else batch_size
                 check_batch("x", points.x, batch_size)
@@ -118,7 +117,7 @@ class Inputs:
             with _naming(number):
                 # A `DataLoader` over inputs alone gives lists of one tensor.
                 x = chunk[0] if isinstance(chunk, tuple | list) and len(chunk) == 1 else chunk
-                points = self.targets("xt", *_as_batch(self._here(x)))
+                points = self.targets("xt", x)
                 check_batch("xt", points.x, batch_size)
             yield points
 
@@ -134,15 +133,9 @@ class Inputs:
                 return
             yield number, chunk
 
-    def _here(self, value: Any) -> Any:
-        """A chunk's tensor, where it holds real numbers, on the model's device and of its type."""
-        if not isinstance(value, Tensor) or not torch.can_cast(value.dtype, self.dtype):
-            return value
-        return value.to(self.device, self.dtype)
-
     def _points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any) -> Points:
         """The points, of which everything is checked but that their values are finite."""
-        x, y, mask = _as_batch(x, y, mask) if isinstance(x, np.ndarray) else (x, y, mask)
+        x, y, mask = _as_batch(x, y, mask)
         # Shapes come first: an array may be larger than memory.
         _check_shape(x_name, x, self.dim_x, "dim_x")
         _check_shape(y_name, y, self.dim_y, "dim_y")
@@ -157,12 +150,10 @@ class Inputs:
     def _tensor(self, name: str, value: Tensor | np.ndarray, mask: Tensor | None) -> Tensor:
         """The values as a tensor of the model's type, with 0 wherever the mask says so."""
         tensor = self._converted(name, value) if isinstance(value, np.ndarray) else value
-        if tensor.dtype != self.dtype:
-            # A model computes with real numbers only.
-            mended = f"convert it: {name}.to({self.dtype})"
-            if tensor.is_floating_point():
-                mended = f"convert one: {name}.to({self.dtype}) or model.to({tensor.dtype})"
-            raise InputError(f"{name} is {tensor.dtype}, the model {self.dtype}; {mended}")
+        if torch.can_cast(tensor.dtype, self.dtype):
+            tensor = tensor.to(self.device, self.dtype)
+        else:
+            raise InputError(f"{name} holds {tensor.dtype} values, not real numbers")
         return tensor if mask is None else tensor.masked_fill(~mask[..., None], 0.0)
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:

@@ -1,17 +1,18 @@
 """The contract of every model: a state that absorbs data."""
 
 import os
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -20,7 +21,7 @@ from npbench.likelihoods import CategoricalHead
 from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.ranges import Extent, Watch
-from npbench.structure import TensorRecord
+from npbench.structure import TensorRecord, counted, in_bytes
 from npbench.task import Task
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class State(TensorRecord):
     def is_finite(self) -> bool:
         """Whether all numbers are finite: no value has overflowed on its way into the state."""
         return are_finite(self.tensors())
+
+    def contents(self) -> str:
+        """The number of tasks, and the bytes of the tensors."""
+        return f"{counted(self.batch_size, 'task')}, {in_bytes(self.nbytes)}"
 
     def repeat(self: AnyState, times: int) -> AnyState:
         """All tasks, `times` times over."""
@@ -168,17 +173,20 @@ class NeuralProcess(nn.Module, ABC):
     def _query(self, state: State, xt: Tensor) -> Distribution:
         """The prediction at `xt`."""
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     def condition(
         self,
-        xc: Float[Tensor, "batch context dim_x"] | np.ndarray | Stream,
-        yc: Float[Tensor, "batch context dim_y"] | np.ndarray | None = None,
-        mask: Bool[Tensor, "batch context"] | np.ndarray | None = None,
+        xc: Real[Tensor, "*batch context dim_x"] | np.ndarray | Stream,
+        yc: Real[Tensor, "*batch context dim_y"] | np.ndarray | None = None,
+        mask: Bool[Tensor, "*batch context"] | np.ndarray | None = None,
         chunk_size: int | None = None,
     ) -> State:
         """The state of a context set; an empty one gives the prior.
 
-        Tensors are of the model's type and on its device. NumPy arrays, memory-mapped ones too, and
-        chunks are brought there, and may be of one task: [context, dim_x].
+        Tensors and NumPy arrays, memory-mapped ones too, are brought to the model's type and
+        device, and may be of one task: [context, dim_x].
 
         Args:
             xc: context inputs; or, in place of `xc`, `yc` and `mask`, a stream: an iterable of
@@ -203,9 +211,9 @@ class NeuralProcess(nn.Module, ABC):
     def update(
         self,
         state: State,
-        x: Float[Tensor, "batch points dim_x"] | np.ndarray,
-        y: Float[Tensor, "batch points dim_y"] | np.ndarray,
-        mask: Bool[Tensor, "batch points"] | np.ndarray | None = None,
+        x: Real[Tensor, "*batch points dim_x"] | np.ndarray,
+        y: Real[Tensor, "*batch points dim_y"] | np.ndarray,
+        mask: Bool[Tensor, "*batch points"] | np.ndarray | None = None,
     ) -> State:
         """The state after more points: the same as conditioning on the union.
 
@@ -217,7 +225,7 @@ class NeuralProcess(nn.Module, ABC):
         return self._absorbed(lambda chunks: self._update(state, next(chunks)), iter([points]))
 
     def query(
-        self, state: State, xt: Float[Tensor, "batch target dim_x"] | np.ndarray | Stream
+        self, state: State, xt: Real[Tensor, "*batch target dim_x"] | np.ndarray | Stream
     ) -> Distribution | Iterator[Distribution]:
         """The predictive distribution at `xt`.
 
@@ -242,8 +250,8 @@ class NeuralProcess(nn.Module, ABC):
     def marginals(
         self,
         state: State,
-        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
-        mask: Bool[Tensor, "batch target"] | np.ndarray | None = None,
+        xt: Real[Tensor, "*batch target dim_x"] | np.ndarray,
+        mask: Bool[Tensor, "*batch target"] | np.ndarray | None = None,
     ) -> Marginals:
         """The mean and standard deviation of each target's value, taken by itself.
 
@@ -290,7 +298,7 @@ class NeuralProcess(nn.Module, ABC):
     def sample(
         self,
         state: State,
-        xt: Float[Tensor, "batch target dim_x"] | np.ndarray,
+        xt: Real[Tensor, "*batch target dim_x"] | np.ndarray,
         num_samples: int = 1,
     ) -> Float[Tensor, "samples batch target dim_y"]:
         """Draws of the targets' values.
@@ -396,6 +404,28 @@ class NeuralProcess(nn.Module, ABC):
         size = self._chunk_size()
         chunks = iter([context]) if size is None else context.blocks(size)
         return self._condition(chunks), targets
+
+
+def one_line(model: nn.Module) -> str:
+    """A model as one line: the arguments that it must have or that differ from their defaults, its
+    size and its device. `print(*model.named_children(), sep="\\n")` shows what it is made of.
+
+    Example:
+        >>> from npbench.models import CNP
+        >>> CNP(dim_x=1, dim_y=1, dim_hidden=64)
+        CNP(dim_x=1, dim_y=1, dim_hidden=64; 54,594 parameters on cpu)
+    """
+    defaults = {name: p.default for name, p in signature(type(model).__init__).parameters.items()}
+    defaults = {name: asdict(v) if is_dataclass(v) else v for name, v in defaults.items()}
+    hparams: dict[str, Any] = getattr(model, "hparams", {})
+    arguments = [
+        f"{name}={'{…}' if isinstance(value, dict) else reprlib.repr(value)}"
+        for name, value in hparams.items()
+        if value != defaults.get(name, Parameter.empty)
+    ]
+    number = sum(parameter.numel() for parameter in model.parameters())
+    device = next(model.parameters()).device
+    return f"{type(model).__name__}({', '.join(arguments)}; {number:,} parameters on {device})"
 
 
 def merge_all(parts: Iterable[Part], finish: Callable[[Part], Any] = lambda part: part) -> Any:

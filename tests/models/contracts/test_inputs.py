@@ -238,6 +238,34 @@ def test_chunks_of_another_type_are_converted(dtype: torch.dtype) -> None:
     assert_same_prediction(prediction, network.query(state, x.float()), 0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_tensors_of_another_type_or_of_one_task_are_taken_as_arrays_are(dtype: torch.dtype) -> None:
+    x, y = (z[0].mul(3).to(dtype) for z in random_points(1, 6, dim_x=2))
+    mask = torch.tensor([True] * 5 + [False])
+    network = model()
+
+    def answers(x: Any, y: Any, mask: Any) -> list[Tensor]:
+        state = network.condition(x, y, mask)
+        state = network.update(state, x[:2], y[:2])
+        prediction = network.query(state, x)
+        sample = network.sample(state, x).shape
+        return [*network.marginals(state, x, mask), prediction.mean, torch.tensor(sample)]
+
+    of_tensors = answers(x, y, mask)
+    of_arrays = answers(x.numpy(), y.numpy(), mask.numpy())
+    for mine, theirs in zip(of_tensors, of_arrays, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_gradients_reach_tensors_of_another_type() -> None:
+    x, y = (z[0].double().requires_grad_() for z in random_points(1, 6, 2))
+    network = model()
+    with torch.enable_grad():
+        network.query(network.condition(x, y), x).mean.sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert y.grad.abs().sum() > 0
+
+
 def test_a_chunk_without_points_changes_nothing() -> None:
     network, (x, y) = model(), arrays(9)
     empty = x[:0], y[:0]
