@@ -130,14 +130,16 @@ def test_a_range_far_from_zero_is_not_taken_to_hold_the_padding() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_no_state_holds_what_has_overflowed(name: str) -> None:
     model = small(name).float()
-    x, y = random_points(2, 6, dim_x=2, dim_y=3)
-    y[1, 4, 2] = 3e38
+    x, y = random_points(2, 6, model.dim_x, model.dim_y)
+    y[1, 4, -1] = 3e38
     with torch.no_grad():
         state = model.condition(x[:, :3], y[:, :3])
         if model._condition(iter([Points(x, y)])).is_finite():
             assert model.update(state, x, y).is_finite()
             return
-        message = "^y2 of task 1, point 4 is of size 3e.38, of which the model computes"
+        message = (
+            f"^y{model.dim_y - 1} of task 1, point 4 is of size 3e.38, of which the model computes"
+        )
         with pytest.raises(ValueOverflow, match=message):
             model.condition(x, y)
         with pytest.raises(ValueOverflow, match=message):
