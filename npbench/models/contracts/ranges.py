@@ -15,6 +15,8 @@ from npbench.structure import TensorRecord
 
 # Values are far outside a range beyond this share of its width.
 _MARGIN = 0.25
+# Padded points that are looked at at a time.
+_BLOCK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +112,9 @@ class Extent:
         self.num_points += parts[0].shape[1]
         if not parts[0].numel():
             return
-        ends = []
-        for sign in (1, -1):
-            signed = [sign * part.detach() for part in parts]
-            if mask is not None:
-                signed = [part.masked_fill(~mask[..., None], torch.inf) for part in signed]
-            ends.append(sign * torch.cat([part.amin(dim=(0, 1)) for part in signed]))
+        ends = [_ends(part.detach(), mask) for part in parts]
         # One transfer from the device, where they are compared in the model's own precision.
-        low, high = torch.stack(ends).cpu().double()
+        low, high = torch.stack([torch.cat(end) for end in zip(*ends)]).cpu().double()
         columns = slice(len(low))
         self.low[columns] = torch.minimum(self.low[columns], low)
         self.high[columns] = torch.maximum(self.high[columns], high)
@@ -126,9 +123,26 @@ class Extent:
             return
         self.largest = float(sizes.max())
         column = int(sizes.argmax())
-        of_column = torch.cat([part.detach() for part in parts], dim=-1)[..., column].abs()
-        task, point = divmod(int(of_column.argmax()), of_column.shape[1])
-        self.where = task, start + point, column
+        values = [column for part in parts for column in part.detach().unbind(dim=-1)][column]
+        is_high = float(high[column]) == self.largest
+        of_tasks, points = values.max(dim=1) if is_high else values.min(dim=1)
+        task = int(of_tasks.abs().argmax())
+        self.where = task, start + int(points[task]), column
+
+
+def _ends(
+    values: Float[Tensor, "batch points columns"], mask: Bool[Tensor, "batch points"] | None
+) -> tuple[Float[Tensor, "columns"], Float[Tensor, "columns"]]:
+    """The smallest and the largest real value of each column, in memory that does not depend on the
+    number of points."""
+    if mask is None:
+        return values.amin(dim=(0, 1)), values.amax(dim=(0, 1))
+    lows, highs = [], []
+    for block, real in zip(values.split(_BLOCK, dim=1), mask.split(_BLOCK, dim=1)):
+        padding = ~real[..., None]
+        lows.append(block.masked_fill(padding, torch.inf).amin(dim=(0, 1)))
+        highs.append(block.masked_fill(padding, -torch.inf).amax(dim=(0, 1)))
+    return torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0)
 
 
 class Watch:
