@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from npbench.errors import DataWarning, InputError
 
@@ -69,3 +70,12 @@ class GradientCheck:
                 stacklevel=2,
             )
         return False
+
+
+def unusable_loss(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """A loss whose gradients are NaN, for a batch of which none can be computed.
+
+    So that its step is skipped or raised as those of all other such batches: by all processes that
+    train together, whichever of them has the batch.
+    """
+    return torch.nan * torch.stack([parameter.sum() for parameter in parameters]).sum()

@@ -15,7 +15,7 @@ from npbench.models.contracts.process import Marginals, NeuralProcess, evaluatin
 from npbench.models.contracts.ranges import Ranges
 from npbench.task import Task
 from npbench.training.base import TrainingModule
-from npbench.training.gradients import OnNonFinite
+from npbench.training.gradients import OnNonFinite, unusable_loss
 
 
 class MetaRegression(TrainingModule):
@@ -77,10 +77,13 @@ class MetaRegression(TrainingModule):
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
 
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
-        loss = self.model.loss(task)
+        try:
+            loss = self.model.loss(task)
+        except torch.linalg.LinAlgError:  # of values that are too large for its equations
+            loss = unusable_loss(self.model.parameters())
         self._step_ranges = _merged(self._step_ranges, _ranges_of(task))
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and loss.isfinite():
             with evaluating(self.model):
                 self._measure("train", task, self.train_metrics)
         return loss
