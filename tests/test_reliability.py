@@ -120,6 +120,7 @@ def test_sigterm_ends_fit_with_143_and_a_checkpoint_of_the_step(
 
     monkeypatch.setattr(MetaRegression, "on_train_batch_start", ended)
     options = ["--trainer.max_steps", "9", "--trainer.default_root_dir", str(tmp_path)]
+    options += ["--trainer.log_every_n_steps", "1"]
     with pytest.raises(SystemExit) as exit_:
         main(["fit", *SMALL, *options])
     assert exit_.value.code == 143
@@ -128,6 +129,8 @@ def test_sigterm_ends_fit_with_143_and_a_checkpoint_of_the_step(
     assert f"step 3 is kept in {last}" in said.out
     assert said.err.splitlines()[-1] == "npbench: ended by SIGTERM"
     assert torch.load(last, weights_only=True)["global_step"] == 3
+    metrics = pd.read_csv(tmp_path / "version_0/metrics.csv")
+    assert metrics["train/loss"].count() == 3  # the last step's too
 
 
 # Metrics, figures and predictions.
