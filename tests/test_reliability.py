@@ -194,7 +194,7 @@ def test_commands_that_start_at_once_never_take_the_same_version(tmp_path: Path)
     assert sorted(versions) == list(range(8, 48))
 
 
-@pytest.mark.parametrize("command", ["condition", "query", "compare", "profile"])
+@pytest.mark.parametrize("command", ["condition", "query", "forget", "merge", "compare", "profile"])
 def test_what_another_process_is_writing_is_refused_in_one_sentence(
     command: str, last: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -202,11 +202,13 @@ def test_what_another_process_is_writing_is_refused_in_one_sentence(
     pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]}).to_csv(points, index=False)
     config, state, out = SMALL[1], tmp_path / "state", tmp_path / "out.csv"
     columns = ["--data", str(points), "--x", "x", "--y", "y"]
-    if command == "query":
+    if command in ("query", "forget", "merge"):
         main(["condition", "--ckpt", str(last), *columns, "--out", str(state)])
     arguments = {
         "condition": ["--ckpt", str(last), *columns],
         "query": ["--state", str(state), "--targets", str(points)],
+        "forget": ["--state", str(state), *columns],
+        "merge": [str(state), str(state)],
         "compare": [str(last), "--config", config, "--data.num_test_tasks", "16"],
         "profile": ["--config", config, "--context-sizes", "10", "--phases", "query"],
     }[command]
