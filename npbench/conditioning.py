@@ -76,8 +76,9 @@ def write_state(
             f"{len(table.x)} column(s) of inputs and {len(table.y)} of outputs, for a model with "
             f"dim_x={model.dim_x} and dim_y={model.dim_y}"
         )
-    with only_writer(path):
-        return _write_state(model, table, Path(path), start, notes or {}, on_rows, ledger)
+    path = Path(path)
+    with only_writer(_partial(path)):
+        return _write_state(model, table, path, start, notes or {}, on_rows, ledger)
 
 
 def _write_state(
@@ -89,7 +90,7 @@ def _write_state(
     on_rows: Callable[[int], None],
     ledger: bool,
 ) -> int:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     if start is not None:
         if ledger and start.ledger is None:
             raise InputError(
@@ -183,6 +184,11 @@ def forget_rows(
     if not rows:
         raise InputError(f"{table.name} has no rows")
     return state, rows
+
+
+def _partial(path: Path) -> Path:
+    """Where the state so far is kept."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def _resume(

@@ -120,6 +120,7 @@ def test_sigterm_ends_fit_with_143_and_a_checkpoint_of_the_step(
 
     monkeypatch.setattr(MetaRegression, "on_train_batch_start", ended)
     options = ["--trainer.max_steps", "9", "--trainer.default_root_dir", str(tmp_path)]
+    options += ["--trainer.log_every_n_steps", "1"]
     with pytest.raises(SystemExit) as exit_:
         main(["fit", *SMALL, *options])
     assert exit_.value.code == 143
@@ -128,6 +129,8 @@ def test_sigterm_ends_fit_with_143_and_a_checkpoint_of_the_step(
     assert f"step 3 is kept in {last}" in said.out
     assert said.err.splitlines()[-1] == "npbench: ended by SIGTERM"
     assert torch.load(last, weights_only=True)["global_step"] == 3
+    metrics = pd.read_csv(tmp_path / "version_0/metrics.csv")
+    assert metrics["train/loss"].count() == 3  # the last step's too
 
 
 # Metrics, figures and predictions.
@@ -191,7 +194,7 @@ def test_commands_that_start_at_once_never_take_the_same_version(tmp_path: Path)
     assert sorted(versions) == list(range(8, 48))
 
 
-@pytest.mark.parametrize("command", ["condition", "query", "compare", "profile"])
+@pytest.mark.parametrize("command", ["condition", "query", "forget", "merge", "compare", "profile"])
 def test_what_another_process_is_writing_is_refused_in_one_sentence(
     command: str, last: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -199,11 +202,13 @@ def test_what_another_process_is_writing_is_refused_in_one_sentence(
     pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]}).to_csv(points, index=False)
     config, state, out = SMALL[1], tmp_path / "state", tmp_path / "out.csv"
     columns = ["--data", str(points), "--x", "x", "--y", "y"]
-    if command == "query":
+    if command in ("query", "forget", "merge"):
         main(["condition", "--ckpt", str(last), *columns, "--out", str(state)])
     arguments = {
         "condition": ["--ckpt", str(last), *columns],
         "query": ["--state", str(state), "--targets", str(points)],
+        "forget": ["--state", str(state), *columns],
+        "merge": [str(state), str(state)],
         "compare": [str(last), "--config", config, "--data.num_test_tasks", "16"],
         "profile": ["--config", config, "--context-sizes", "10", "--phases", "query"],
     }[command]

@@ -82,7 +82,7 @@ class LastCheckpoint(ModelCheckpoint):
         # Lightning's own handler, of which several processes need each other's, ends a run without
         # a checkpoint. When the run is over, Lightning puts back what was there before.
         if trainer.world_size == 1 and current_thread() is main_thread():
-            signal(SIGTERM, self._end_soon)
+            self._end = signal(SIGTERM, self._end_soon)
 
     def on_train_batch_end(
         self,
@@ -97,7 +97,15 @@ class LastCheckpoint(ModelCheckpoint):
             path = Path(self.dirpath) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             print(f"SIGTERM: step {trainer.global_step} is kept in {path}, to go on from")
-            raise SIGTERMException(128 + SIGTERM)
+            if callable(self._end):
+                self._end(SIGTERM, None)  # Lightning ends the run when it has logged this step
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + SIGTERM  # as a shell reports it; Lightning would exit with 0
 
     def _end_soon(self, number: int, frame: FrameType | None) -> None:
         """Have the run end after the training step that it is in, or the next one."""

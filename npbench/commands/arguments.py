@@ -1,10 +1,6 @@
 """Types of arguments that several commands take."""
 
-import os
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from math import nan
 from pathlib import Path
@@ -66,11 +62,10 @@ def check_out(out: Path, *sources: Path) -> None:
 
 
 def imported(path: str) -> type:
-    """A class that the user trusts, such as mine.Model, imported from the working folder too."""
+    """A class that the user trusts, such as mine.Model, in the working folder or installed."""
     module, _, name = path.rpartition(".")
     try:
-        with _working_folder():
-            found = getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ArgumentTypeError(f"{path} cannot be imported: {error}") from error
     if not isinstance(found, type):
@@ -85,16 +80,6 @@ def add_allow(parser: ArgumentParser) -> None:
         help="a class outside npbench that the checkpoint may name; its module is imported, which "
         "runs its code",
     )  # fmt: skip
-
-
-@contextmanager
-def _working_folder() -> Iterator[None]:
-    """The working folder is where modules are looked for first."""
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.pop(0)
 
 
 def separator(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from npbench.commands.arguments import (
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
 from npbench.errors import InputError
+from npbench.files import only_writer
 from npbench.messages import CommandParser
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import files_in
@@ -43,6 +45,11 @@ _ROWS = 131_072
 
 def run(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
+    with only_writer(options.out):
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     made_by = read_notes(options.state) if options.state else {}
     checkpoint = checkpoints.of_state(made_by, options.ckpt)
     files = files_in(options.data)

@@ -1,5 +1,6 @@
 """`npbench forget`: the rows of a table are taken out of a state."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from npbench.commands.condition import check_columns
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import forget_rows
 from npbench.errors import InputError
+from npbench.files import only_writer
 from npbench.messages import CommandParser
 from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.state_files import read_notes
@@ -41,6 +43,11 @@ _KEPT = "checkpoint", "data", "x", "y", "dates"
 
 def run(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
+    with only_writer(options.out):
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     notes = read_notes(options.state)
     checkpoint = checkpoints.of_state(notes, options.ckpt)
     files = files_in(options.data)

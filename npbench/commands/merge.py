@@ -1,13 +1,15 @@
 """`npbench merge`: the states of several tables become the state of all of them."""
 
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from npbench.commands import checkpoints
-from npbench.commands.arguments import add_device, check_out
+from npbench.commands.arguments import add_allow, add_device, check_out
 from npbench.errors import InputError
+from npbench.files import only_writer
 from npbench.messages import CommandParser
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
@@ -27,6 +29,11 @@ _SHARED = "x", "y", "dates"
 
 def run(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
+    with only_writer(options.out):
+        _run(options)
+
+
+def _run(options: Namespace) -> None:
     notes = [read_notes(path) for path in options.states]
     _check_different(options.states, notes)
     facts = _shared(options.states, notes)
@@ -85,5 +92,6 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="file to keep the state in")
     parser.add_argument("--ckpt", type=Path, help="the states' checkpoint, if it was moved")
+    add_allow(parser)
     add_device(parser)
     return parser

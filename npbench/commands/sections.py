@@ -38,6 +38,8 @@ def instantiate(
         sections = yaml.safe_load(config.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{config} is no YAML file: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{config} is nested too deeply for a configuration") from error
     section = sections.get(name) if isinstance(sections, dict) else None
     if section is None:
         raise InputError(f"{config} has no {name} section")

@@ -287,4 +287,9 @@ def _load_parameters(path: Path) -> Mapping[str, Tensor]:
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in parameters.items()
     ):
         raise InputError(f"{path} holds no state dict")
+    for name, weight in parameters.items():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"{path} holds a {name} that is not finite, so that all predictions would be NaN"
+            )
     return parameters

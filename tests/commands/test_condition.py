@@ -12,6 +12,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -282,7 +283,9 @@ def interrupt_when(
     """A KeyboardInterrupt before, or after, what the call of this number does."""
     original, calls = getattr(owner, name), []
 
-    def interrupted(*args: object, **kwargs: object) -> object:
+    def interrupted(*args: Any, **kwargs: object) -> object:
+        if name == "condition" and not args[1].shape[-2]:  # loading asks for the state of no points
+            return original(*args, **kwargs)
         calls.append(name)
         if len(calls) == number and not after:
             raise KeyboardInterrupt
@@ -350,7 +353,7 @@ def test_after_an_interrupt_the_same_command_goes_on(
     with monkeypatch.context() as patched:
         condition = CMANP.condition
         patched.setattr(
-            CMANP, "condition", lambda m, x, y: absorbed.append(len(x)) or condition(m, x, y)
+            CMANP, "condition", lambda m, x, y: absorbed.append(x.shape[-2]) or condition(m, x, y)
         )
         run(parquet, out, checkpoint, **start)
     assert sum(absorbed) == ROWS - kept

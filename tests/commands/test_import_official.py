@@ -115,6 +115,8 @@ def test_mistakes_end_in_one_sentence(
     text.write_text("no checkpoint")
     wide = tmp_path / "wide.yaml"
     wide.write_text(config.read_text().replace("dim_hidden: 32", "dim_hidden: 16"))
+    deep = tmp_path / "deep.yaml"
+    deep.write_text(f"model: {'[' * 5000}{']' * 5000}")
     other = tmp_path / "other.yaml"
     other.write_text("model: {class_path: npbench.models.BNP, init_args: {dim_x: 1, dim_y: 1}}")
     for (path, name, described), message in {
@@ -127,6 +129,7 @@ def test_mistakes_end_in_one_sentence(
         (checkpoint, "bnp", tmp_path / "none.yaml"): "there is no",
         (checkpoint, "bnp", text): "notes.txt has no model section",
         (checkpoint, "bnp", checkpoint): "ckpt.tar is no YAML file",
+        (checkpoint, "bnp", deep): "deep.yaml is nested too deeply for a configuration",
         (checkpoint, "bnp", other): "does not correspond to a subclass of MetaRegression",
     }.items():
         out = tmp_path / "out.ckpt"

@@ -199,6 +199,15 @@ def test_a_file_without_weights_is_refused(
         official.load("cmanp", hparams, path)
 
 
+def test_weights_that_are_not_finite_are_refused(
+    hparams: dict[str, Any], weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    name, weight = next(iter(weights.items()))
+    torch.save(weights | {name: torch.full_like(weight, torch.nan)}, tmp_path / "ckpt.tar")
+    with pytest.raises(ValueError, match=rf"ckpt\.tar holds a {name} that is not finite"):
+        official.load("cmanp", hparams, tmp_path / "ckpt.tar")
+
+
 class Malicious:
     """Creates a file wherever it is unpickled."""
 

@@ -1,6 +1,7 @@
 """Loads event sequences as Gatech and EasyTPP publish them: JSON, pickles, sets on a hub."""
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def load_easytpp(path: Path) -> EventTable | dict[str, EventTable]:
             for name, sequences in parts.items()
         }
     if not isinstance(content, list):
-        raise InputError(f"{path} holds no list of sequences but {content!r:.50}")
+        raise InputError(f"{path} holds no list of sequences but {_short(content)}")
     return _table(content, f"{path}, sequence")
 
 
@@ -67,8 +68,19 @@ def load_hub(name: str) -> dict[str, EventTable]:
     }
 
 
+def _short(value: Any) -> str:
+    """The beginning of a value's text, however deeply it is nested."""
+    return f"{reprlib.repr(value):.50}"
+
+
 def _load_json(path: Path) -> Any:
-    text = path.read_text("utf-8-sig", "replace")
+    try:
+        return _parse(path, path.read_text("utf-8-sig", "replace"))
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply for sequences of events") from error
+
+
+def _parse(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -123,7 +135,7 @@ def _columns(sequence: Any, where: str) -> Mapping[str, Any]:
             columns[name] = [event[name] for event in sequence]
         return columns
     if not isinstance(sequence, Mapping):
-        raise InputError(f"{where} is neither an object nor a list of events: {sequence!r:.50}")
+        raise InputError(f"{where} is neither an object nor a list of events: {_short(sequence)}")
     for name in (_TIMES, _MARKS):
         if name not in sequence:
             raise InputError(f"{where} has no {name}, only {', '.join(map(str, sequence))}")

@@ -4,14 +4,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from npbench.errors import InputError
 from npbench.models.contracts import state_files
 from npbench.models.contracts.ledger import Ledger
-from npbench.models.contracts.process import NeuralProcess, State
+from npbench.models.contracts.process import NeuralProcess, State, evaluating
 
 Saved = TypeVar("Saved", bound="SavedState")
 
@@ -110,18 +110,41 @@ class SavedState(State, ABC):
             model: to be used with the state, and refused if it is not the one that made it.
 
         Raises:
-            InputError: if the file is no saved state, or one of another model or other weights.
+            InputError: if the file is no saved state or damaged, or one of another model or other
+                weights, or of other shapes than the model's states have.
         """
         tensors = state_files.read(path, model)
         try:
             state = cls._from_file(tensors, state_files.read_notes(path))
+            if (digests := tensors.get(_LEDGER)) is not None:
+                state = replace(state, ledger=Ledger.from_tensor(digests))
         except KeyError as error:
             raise InputError(
                 f"{path} holds the state of another model: it has no {error}"
             ) from error
-        if (digests := tensors.get(_LEDGER)) is not None:
-            state = replace(state, ledger=Ledger.from_tensor(digests))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} holds no state of {cls.__name__}: {error}") from error
+        if model is not None:
+            state._check_shapes(path, model)
         return state if model is None else state.to(next(model.parameters()).device)
+
+    def _check_shapes(self, path: str | os.PathLike, model: NeuralProcess) -> None:
+        """Refuse a state whose tensors are not those of the model's state of no points."""
+        like = next(model.parameters())
+        with evaluating(model):
+            x, y = (like.new_zeros(1, 0, dim) for dim in (model.dim_x, model.dim_y))
+            like_this: Any = model.condition(x, y)
+        expected = like_this._tensors_to_save()
+        tasks = None
+        for name, tensor in self._tensors_to_save().items():
+            shape, there = list(tensor.shape), list(expected[name].shape)
+            if len(shape) == len(there):
+                tasks = there[self.batch_dim] = tasks or shape[self.batch_dim]
+            if shape != there or tensor.is_floating_point() != expected[name].is_floating_point():
+                raise InputError(
+                    f"{path} holds {name} of shape {shape} and type {tensor.dtype}, where the "
+                    f"model's has {there} and {expected[name].dtype}"
+                )
 
     def _notes(self) -> Mapping[str, str]:
         """What the state has beside tensors, as notes in the file."""

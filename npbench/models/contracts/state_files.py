@@ -23,6 +23,7 @@ from npbench.files import whole_file
 from npbench.models.contracts.process import NeuralProcess
 
 _FORMAT, _VERSION = "npbench-state", "2"
+_CHECKSUM = "checksum"
 # Arguments that change how a model computes, but not what.
 _WITHOUT_EFFECT = {"context_chunk_size", "dropout"}
 # Release 0.1.0 wrote version 1, whose fingerprint hashes all of these arguments in this order,
@@ -50,7 +51,8 @@ def write(
     facts = {**notes, "format": _FORMAT, "version": _VERSION}
     if model is not None:
         facts["fingerprint"] = fingerprint(model)
-    data = save({name: z.detach().cpu().contiguous() for name, z in tensors.items()}, facts)
+    saved = {name: z.detach().cpu().contiguous() for name, z in tensors.items()}
+    data = save(saved, facts | {_CHECKSUM: _checksum(facts, saved)})
     with whole_file(path) as unfinished:
         unfinished.write_bytes(data)
 
@@ -59,13 +61,18 @@ def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[st
     """The tensors of a state file.
 
     Raises:
-        InputError: if it is no such file, or was saved with another model than the one given.
+        InputError: if it is no such file, is not what was saved, or was saved with another model
+            than the one given.
     """
     facts = read_notes(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # Releases up to 0.1.0 wrote no checksum.
+    if facts.get(_CHECKSUM) not in (None, _checksum(facts, tensors)):
+        raise InputError(f"{path} is damaged: it does not have the checksum that was saved with it")
     if model is not None:
         check_fingerprint(path, facts, model)
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors
 
 
 def read_notes(path: str | os.PathLike) -> dict[str, str]:
@@ -155,6 +162,12 @@ def _equal(value: Any, default: Any) -> bool:
     # `records_arguments` keeps dataclasses as dictionaries.
     default = asdict(default) if is_dataclass(default) else default
     return json.loads(json.dumps(value)) == json.loads(json.dumps(default))
+
+
+def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """A number that changes with every value and note of a file, but for itself."""
+    noted = {name: value for name, value in facts.items() if name != _CHECKSUM}
+    return digest_of(json.dumps(noted, sort_keys=True), dict(sorted(tensors.items())))
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:

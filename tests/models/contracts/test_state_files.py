@@ -5,16 +5,22 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import hypothesis
 import pytest
 import torch
 from helpers import assert_same_prediction, assert_same_record, random_points, small, small_cmanp
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from npbench.errors import InputError
 from npbench.models import CMANP, CMANPState
 from npbench.models.contracts import state_files
 from npbench.models.contracts.process import records_arguments
+from npbench.models.located import LocatedState
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
 
@@ -361,9 +367,98 @@ def of_no_version(path: Path) -> None:
     tensors(path, format="npbench-state")
 
 
+def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
+    """Change tensors or notes of a state file, and leave its checksum as it was."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        notes = file.metadata()
+    change(tensors, notes)
+    save_file(tensors, path, notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, notes: tensors["latents"].view(-1)[3:4].mul_(1.0000002),
+        lambda tensors, notes: tensors["attention.out"].view(-1)[:1].neg_(),
+        lambda tensors, notes: tensors.pop("latents"),
+        lambda tensors, notes: notes.update(x="lon,lat"),
+    ],
+    ids=["a digit", "a sign", "a tensor", "a note"],
+)
+def test_a_state_that_is_not_what_was_saved_is_refused(tmp_path: Path, change: Callable) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state_of(model).save(path, model, x="lat,lon")
+    CMANPState.load(path, model)
+    rewrite(path, change)
+    with pytest.raises(InputError, match="is damaged: it does not have the checksum"):
+        CMANPState.load(path, model)
+
+
+@hypothesis.given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_flipped_bit_is_found_or_changes_nothing(share: float, bit: int) -> None:
+    model = small_cmanp()
+    state = state_of(model)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "state"
+        state.save(path, model)
+        content = bytearray(path.read_bytes())
+        content[int(share * len(content))] ^= 1 << bit
+        path.write_bytes(content)
+        try:
+            loaded = CMANPState.load(path, model)
+        except InputError:
+            return
+        assert_same_record(loaded, state)
+
+
+def malformed(**changed: torch.Tensor) -> Callable[[dict, dict], None]:
+    def change(tensors: dict, notes: dict) -> None:
+        del notes["checksum"]  # as a release without checksums, or another program, writes it
+        tensors.update({name.replace("_", "."): value for name, value in changed.items()})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        malformed(attention_lse=torch.zeros(2)),
+        malformed(attention_lse=torch.zeros(1, 2, 3, 4)),
+        malformed(attention_out=torch.zeros(())),
+        malformed(latents=torch.zeros(3, 1, 6, 16)),
+        malformed(latents=torch.zeros(0)),
+        malformed(latents=torch.zeros(2, 1, 6, 16, dtype=torch.int64)),
+    ],
+)
+def test_a_malformed_state_is_refused_in_one_sentence(tmp_path: Path, change: Callable) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state_of(model).save(path, model)
+    rewrite(path, change)
+    with pytest.raises(InputError, match=r"state holds "):
+        CMANPState.load(path, model)
+
+
+@pytest.mark.parametrize("places", ["[" * 5000, "{}", "[1]", "text", '{"low": 1}'])
+def test_notes_that_make_no_sense_are_refused_in_one_sentence(tmp_path: Path, places: str) -> None:
+    model, path = small("LocatedCMANP"), tmp_path / "state"
+    x, y = random_points(1, 5, model.dim_x, model.dim_y, torch.float64)
+    model.condition(x, y).save(path, model)
+    rewrite(path, lambda tensors, notes: notes.update(places=places) or notes.pop("checksum"))
+    with pytest.raises(InputError, match=r"state holds (no|the) state of"):
+        LocatedState.load(path, model)
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (loop, "there is no state file "),
         (cut, "file is no state file: "),
         (cut_in_the_header, "file is no state file: "),
         (nothing, "file is no state file: "),

@@ -25,6 +25,7 @@ from helpers.event_files import (
 from datamodules.events.formats.detect import load_events
 from datamodules.events.formats.event_table import EventTable
 from datamodules.loading import Part
+from npbench.errors import InputError
 
 TRAIN, VAL, TEST = (random_events(number, seed=number) for number in (9, 4, 5))
 
@@ -150,6 +151,22 @@ def test_one_file_of_all_splits(tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"data{suffix}"
     file.write_bytes(json.dumps(content).encode() if suffix == ".json" else pickle.dumps(content))
     assert_read(load_events(file), from_start)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".pkl"])
+@pytest.mark.parametrize("levels", [900, 100_000])
+def test_what_is_nested_deeply_is_refused_in_one_sentence(
+    tmp_path: Path, suffix: str, levels: int
+) -> None:
+    file = tmp_path / f"data{suffix}"
+    nested = b"[" * levels + b"]" * levels
+    if suffix == ".jsonl":
+        nested = b"[]\n" + nested
+    if suffix == ".pkl":  # empty lists, each then put into the one before
+        nested = b"\x80\x04" + b"]" * levels + b"a" * (levels - 1) + b"."
+    file.write_bytes(nested)
+    with pytest.raises(InputError, match=r"nested too deeply|neither an object|no list of num"):
+        load_events(file)
 
 
 def test_one_list_is_split_later(tmp_path: Path) -> None:
