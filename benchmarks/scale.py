@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--width", type=_numbers, default="1")
     options = parser.parse_args()
     table = table_of(
-        ["model", "range", "noise", "N", "RMSE", "log-lik.", "noise alone", "95 %"],
+        ["model", "range", "noise", "N", "RMSE", "log-lik.", "95 %"],
         f"{options.functions} functions of length {options.length} and scale {options.scale}; RMSE "
         f"to the function itself",
     )
@@ -118,7 +118,7 @@ def main() -> None:
                 table.add_row(
                     row["model"], f"[{low:g}, {high:g}]", f"{noise:g}", f"{size:,}",
                     f"{row['rmse']:.4f}", f"{row['log_likelihood']:.3f}",
-                    f"{row['noise_alone']:.3f}", f"{row['coverage']:.1%}",
+                    f"{row['coverage']:.1%}",
                 )  # fmt: skip
     Console().print(table)
     out = Path("runs/benchmarks")

@@ -258,7 +258,7 @@ class BayesianHeads(nn.Module):
         prior_std, noise_std = self.prior_std, self.noise_std
         scale = (prior_std / noise_std[:, None])[:, None]
         scaled = features[:, None] * scale
-        inverse, log_det = inverse_and_log_det(_plus_identity(scaled @ scaled.mT))
+        inverse, log_det = inverse_and_log_det(plus_identity(scaled @ scaled.mT))
         gain = scaled * prior_std[:, None]
         solved = inverse @ y[:, None] / noise_std[:, None, None]
         misfit = (y[:, None] * solved).sum(dim=(-2, -1)) / noise_std
@@ -313,7 +313,7 @@ def _equations(
     scale = prior_std / noise_std[:, None]
     precision = moments.gram[:, None] * (scale[:, :, None] * scale[:, None, :])
     projected = moments.targets[:, None] * (scale / noise_std[:, None])[..., None]
-    return _plus_identity(precision), projected
+    return plus_identity(precision), projected
 
 
 def _misfit(
@@ -323,7 +323,8 @@ def _misfit(
     return moments.squares.sum(dim=-1)[:, None] / noise_std.square() - explained
 
 
-def _plus_identity(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+def plus_identity(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """M + I."""
     return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 

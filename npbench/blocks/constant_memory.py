@@ -7,6 +7,40 @@ from torch import Tensor, nn
 from npbench.attention import AttentionState
 from npbench.blocks.layers import CrossAttention, FeedForward, LayerConfig, SelfAttention
 
+# log of the mass below which a latent counts as having seen nothing.
+_FLOOR = -12.0
+
+
+class MassChannel(nn.Module):
+    r"""What the softmax of attention forgets: how much there was to attend to.
+
+    Of the latents of an `AttentionState`, with $\lambda = \log(e^{\mathrm{lse}} + e^{-12})$,
+
+    $$W [\sigma(\lambda), \mathrm{sign}(\lambda) \log(1 + |\lambda|) / 2]_h$$
+
+    over heads h. W starts at 0: at first the channel says nothing.
+
+    Args:
+        num_heads: heads of the attention.
+        dim_model: width of the latents.
+
+    Example:
+        >>> state = AttentionState(torch.zeros(3, 2, 4), torch.zeros(3, 2, 4, 8))
+        >>> MassChannel(num_heads=2, dim_model=16)(state).shape
+        torch.Size([3, 4, 16])
+    """
+
+    def __init__(self, num_heads: int, dim_model: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(2 * num_heads, dim_model, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, state: AttentionState) -> Float[Tensor, "batch latents dim_model"]:
+        level = torch.logaddexp(state.lse, state.lse.new_tensor(_FLOOR))
+        size = level.sign() * level.abs().log1p() / 2
+        features = torch.cat([level.sigmoid(), size], dim=1).mT
+        return self.project(features.to(self.project.weight.dtype))
+
 
 class ConstantMemoryAttentionBlock(nn.Module):
     r"""CMAB: latents attend to a set of points of any size through a state of constant size.
@@ -23,6 +57,7 @@ class ConstantMemoryAttentionBlock(nn.Module):
     Args:
         config: the layers' common sizes.
         num_block_latents: number L_B of the block's own latents.
+        with_mass: whether P also knows how much its first attention found; see `MassChannel`.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024, section 3.
@@ -35,10 +70,13 @@ class ConstantMemoryAttentionBlock(nn.Module):
         torch.Size([3, 8, 16])
     """
 
-    def __init__(self, config: LayerConfig, num_block_latents: int) -> None:
+    def __init__(
+        self, config: LayerConfig, num_block_latents: int, with_mass: bool = False
+    ) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(num_block_latents, config.dim_model))
         self.attend_points = CrossAttention(config)
+        self.mass = MassChannel(config.num_heads, config.dim_model) if with_mass else None
         self.mix_block = nn.Sequential(
             FeedForward(config), SelfAttention(config), FeedForward(config)
         )
@@ -62,5 +100,8 @@ class ConstantMemoryAttentionBlock(nn.Module):
         state: AttentionState,
     ) -> Float[Tensor, "batch num_latents dim_model"]:
         """The input latents, informed by all the points that the state has absorbed."""
-        block = self.mix_block(self.attend_points.readout(self.latents, state))
+        block = self.attend_points.readout(self.latents, state)
+        if self.mass is not None:
+            block = block + self.mass(state)
+        block = self.mix_block(block)
         return self.mix_latents(self.attend_block(input_latents, block))

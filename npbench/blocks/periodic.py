@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from npbench.blocks.bayesian_regression import inverse_and_log_det
+from npbench.blocks.bayesian_regression import inverse_and_log_det, plus_identity
 from npbench.blocks.fourier import Offset
 from npbench.blocks.fourier_moments import FourierMoments
 from npbench.errors import InputError
@@ -162,7 +162,7 @@ class PeriodicHeads(nn.Module):
         prior = prior[:, 0].take_along_dim(head[..., None], dim=1)
         noise = noise.take_along_dim(head[..., None], dim=2)[..., 0]
         scale = (prior / noise[..., None]).sqrt().repeat(1, 1, 2)
-        precision = _plus_identity(gram * scale[..., None] * scale[..., None, :])
+        precision = plus_identity(gram * scale[..., None] * scale[..., None, :])
         inverse, log_det = inverse_and_log_det(precision)
         projected = targets * (scale / noise.sqrt()[..., None])[..., None]
         solved = inverse @ projected
@@ -287,7 +287,3 @@ def _log_evidence(
     count, squares = moments.count.reshape(shape), moments.squares.sum(dim=-1).reshape(shape)
     normaliser = count * (2 * math.pi * noise).log() + log_det
     return -0.5 * (dim_y * normaliser + squares / noise - explained)
-
-
-def _plus_identity(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
-    return matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)

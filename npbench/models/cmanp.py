@@ -57,6 +57,8 @@ class CMANP(ConstantMemoryProcess):
             decoded: memory then does not depend on their numbers, in training either. It changes no
             result; see below.
         likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
+        with_mass: whether latents also know how much they found among the points, which the paper's
+            do not; see `MassChannel`.
 
     How many points `condition`, `update`, `forget` and `query` take at a time, where `condition` is
     not told by its own `chunk_size`:
@@ -100,6 +102,7 @@ class CMANP(ConstantMemoryProcess):
         norm_residual: bool = True,
         context_chunk_size: int | None = None,
         likelihood: Likelihood = "gaussian",
+        with_mass: bool = False,
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -107,7 +110,8 @@ class CMANP(ConstantMemoryProcess):
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.blocks = nn.ModuleList(
-            ConstantMemoryAttentionBlock(config, num_block_latents) for _ in range(num_layers)
+            ConstantMemoryAttentionBlock(config, num_block_latents, with_mass)
+            for _ in range(num_layers)
         )
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
         self.head = target_head(

@@ -28,6 +28,28 @@ def test_the_block_knows_its_points_as_a_set() -> None:
     assert_close(block(latents, block.absorb(shuffled)), block(latents, block.absorb(points)))
 
 
+def test_the_mass_channel_tells_how_many_points_there_were() -> None:
+    """Of the same points twice, attention makes what it makes of them once."""
+    plain, block = (
+        randomised(ConstantMemoryAttentionBlock(CONFIG, num_block_latents=4, with_mass=with_mass))
+        for with_mass in (False, True)
+    )
+    latents, points = torch.randn(2, 6, 12).double(), torch.randn(2, 9, 12).double()
+    once, twice = points, points.repeat(1, 2, 1)
+    assert_close(plain(latents, plain.absorb(twice)), plain(latents, plain.absorb(once)))
+    changed = block(latents, block.absorb(twice)) - block(latents, block.absorb(once))
+    assert (changed.abs() > 1e-4).any()
+    assert torch.isfinite(block(latents, block.absorb(points[:, :0]))).all()
+
+
+def test_an_untrained_mass_channel_says_nothing() -> None:
+    block = ConstantMemoryAttentionBlock(CONFIG, num_block_latents=4, with_mass=True).double()
+    latents, state = torch.randn(2, 6, 12).double(), block.absorb(torch.randn(2, 9, 12).double())
+    with_mass = block(latents, state)
+    block.mass = None
+    assert_close(block(latents, state), with_mass)
+
+
 def test_masked_points_change_nothing_in_the_block() -> None:
     block = ConstantMemoryAttentionBlock(CONFIG, num_block_latents=4).double()
     points, mask = torch.randn(2, 9, 12).double(), torch.rand(2, 9) < 0.5

@@ -322,6 +322,26 @@ def test_gradients_through_chunks_equal_gradients_at_once(dtype: torch.dtype) ->
             assert_close(ours, theirs)
 
 
+def test_a_mass_channel_streams_and_trains_in_chunks_too() -> None:
+    """Predictions and gradients are those of all points at once; more of the same points differ."""
+    task, results = random_task(2, 9, 5, dtype=torch.float64), []
+    for chunk_size in (None, 4):
+        torch.manual_seed(0)
+        model = small_cmanp(dtype=torch.float64, with_mass=True, context_chunk_size=chunk_size)
+        for block in model.blocks:
+            torch.nn.init.normal_(block.mass.project.weight)
+        loss = model.train().loss(task)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        assert_close(mine, theirs, 1e-9)
+    once, twice = (
+        model.marginals(model.condition(task.xc.repeat(1, n, 1), task.yc.repeat(1, n, 1)), task.xt)
+        for n in (1, 2)
+    )
+    assert (once.mean - twice.mean).abs().max() > 1e-6
+
+
 class LargestTensor(TorchDispatchMode):
     """Bytes of the largest tensor made inside the block; `given` and views of it do not count."""
 
