@@ -236,12 +236,14 @@ class ConvCNP(NeuralProcess):
         if not torch.is_grad_enabled():
             self._warn_if_outside("targets", xt)
         encoding = cast(Tensor, self._encoded(state).encoding)
-        size = xt.shape[1] if torch.is_grad_enabled() else _INFERENCE_CHUNK
-        parts = [
-            self.gather.to_points(self._seen(x).to(x.dtype), encoding, self._axes(x.dtype))
+        size, axes = xt.shape[1], self._axes(xt.dtype)
+        if not torch.is_grad_enabled():
+            size = _INFERENCE_CHUNK
+        parts = (
+            self.head.parts(self.gather.to_points(self._seen(x).to(x.dtype), encoding, axes))
             for x in xt.split(size, dim=1)
-        ]
-        return self.head(torch.cat(parts, dim=1))
+        )
+        return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*parts)))
 
     def _absorb(self, points: Points) -> GridSums:
         x = points.x if points.mask is None else points.x[points.mask]
