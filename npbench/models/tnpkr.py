@@ -144,6 +144,7 @@ class TNPKR(NeuralProcess):
         self.num_repeats = num_repeats
         biases = _biases(attention, bias)
         self.token_columns = _token_columns(dim_x, attention, biases, invariant)
+        self.watch.watched = [*self.token_columns, *range(dim_x, dim_x + dim_y)]
 
         def new_attention() -> nn.Module:
             if attention == "scan":
