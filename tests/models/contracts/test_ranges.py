@@ -130,7 +130,7 @@ def test_a_range_far_from_zero_is_not_taken_to_hold_the_padding() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_no_state_holds_what_has_overflowed(name: str) -> None:
     model = small(name).float()
-    x, y = random_points(2, 6, dim_x=2, dim_y=3)
+    x, y = random_points(2, 6, dim_x=model.dim_x, dim_y=3)
     y[1, 4, 2] = 3e38
     with torch.no_grad():
         state = model.condition(x[:, :3], y[:, :3])
