@@ -2,61 +2,43 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.distributions import Distribution
 
 from npbench.blocks import MLP
 from npbench.blocks.set_convolution import Grid, SetConvolution
+from npbench.blocks.sums import Sums
 from npbench.blocks.unet import UNet
-from npbench.distributed import all_sum
 from npbench.errors import InputError
 from npbench.likelihoods import Likelihood, target_head
-from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import NeuralProcess, merge_all, records_arguments
-from npbench.models.contracts.saved_state import SavedState
-from npbench.structure import TensorRecord
+from npbench.models.contracts.process import records_arguments
+from npbench.models.contracts.sums import SumProcess, SumState
 
-# Without gradients so many points are absorbed, or targets predicted, at a time.
-_INFERENCE_CHUNK = 8192
 # Relative to what was there before, what subtraction may leave below 0 by rounding.
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class GridSums(TensorRecord):
-    """The sums over points of ψ(u − x) [1, y] at every node u, in float64, and their number."""
+class GridSums(Sums):
+    """The sums over points of ψ(u − x) [1, y] at every node u of a grid, in float64."""
 
     values: Float[Tensor, "batch dim_y_and_1 *nodes"]
-    count: Integer[Tensor, "batch"]
-
-    def merge(self, other: "GridSums") -> "GridSums":
-        """The sums over both sets of points."""
-        return GridSums(self.values + other.values, self.count + other.count)
-
-    def remove(self, other: "GridSums") -> "GridSums":
-        """The sums without the other's points, which these have in them."""
-        return GridSums(self.values - other.values, self.count - other.count)
+    grid: Grid
 
 
 @dataclass(frozen=True, eq=False)
-class ConvState(SavedState):
-    """All that the model keeps of its context: sums on a grid, whatever the number of points.
+class ConvState(SumState):
+    """Sums on a grid, and as their `posterior` what convolutions make of them."""
 
-    `encoding`, what convolutions make of them, follows from `sums`; it is None right after `merge`,
-    which knows no model, until the model's `merge` or `query` works it out.
-    """
-
-    sums: GridSums
-    encoding: Float[Tensor, "batch dim_hidden *nodes"] | None
-    grid: Grid
+    moments: GridSums
+    posterior: Float[Tensor, "batch dim_hidden *nodes"] | None
 
     def merge(self, other: "ConvState") -> "ConvState":
         """The state of the union of two contexts: a sum, exact in any order and tree of merges.
@@ -64,30 +46,21 @@ class ConvState(SavedState):
         Raises:
             InputError: if the two are states of different numbers of tasks, or on other grids.
         """
-        _check_grid(other.grid, self.grid, "the other state")
-        mine, theirs = self.sums.values.shape, other.sums.values.shape
-        if mine != theirs:
-            raise InputError(
-                f"states with sums of shapes {list(mine)} and {list(theirs)}, [tasks, outputs + 1, "
-                f"nodes …], do not merge"
-            )
-        return type(self)(self.sums.merge(other.sums), None, self.grid)
-
-    def _tensors_to_save(self) -> dict[str, Tensor]:
-        return {"sums.values": self.sums.values, "sums.count": self.sums.count}
+        _check_grid(other.moments.grid, self.moments.grid, "the other state")
+        return super().merge(other)
 
     def _notes(self) -> dict[str, str]:
-        return {"grid": json.dumps(asdict(self.grid))}
+        return {"grid": json.dumps(asdict(self.moments.grid))}
 
     @classmethod
     def _from_file(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> "ConvState":
         fields = json.loads(notes["grid"])
         ends = {name: tuple(fields[name]) for name in ("low", "high")}
-        sums = GridSums(tensors["sums.values"], tensors["sums.count"])
-        return cls(sums, None, Grid(**fields | ends))
+        sums = {name: tensors[f"moments.{name}"] for name in ("squares", "count", "values")}
+        return cls(GridSums(**sums, grid=Grid(**fields | ends)), None)
 
 
-class ConvCNP(NeuralProcess):
+class ConvCNP(SumProcess):
     r"""Convolutional Conditional Neural Process.
 
     $$\rho(u) = \sum_n \psi(u - x_n), \qquad s(u) = \sum_n \psi(u - x_n)\, y_n, \qquad
@@ -125,6 +98,7 @@ class ConvCNP(NeuralProcess):
     """
 
     state_class = ConvState
+    points_at_a_time = targets_at_a_time = 8192
     centre: Tensor
 
     @records_arguments
@@ -155,6 +129,7 @@ class ConvCNP(NeuralProcess):
         for name, values in {"centre": centre, **buffers}.items():
             self.register_buffer(name, values.to(torch.get_default_dtype()), persistent=False)
         self._has_warned = False
+        self.watch.watched = range(dim_x, dim_x + dim_y)
 
     def on(self, low: float | tuple[float, ...], high: float | tuple[float, ...]) -> "ConvCNP":
         """The same model on another range of inputs, with a grid as dense as in training.
@@ -175,95 +150,53 @@ class ConvCNP(NeuralProcess):
         model.to(parameter.device, parameter.dtype).train(self.training)
         for name, module in self.named_children():
             setattr(model, name, module)
+        model.watch = self.watch
         return model
 
-    def merge(self, *states: ConvState) -> ConvState:
-        """The state of the union of one context or more, ready to be queried."""
-        if not states:
-            raise InputError("merge takes one state or more; condition on no points for a prior")
-        return merge_all(states, finish=self._encoded)
-
-    def all_merge(self, state: ConvState, group: ProcessGroup | None = None) -> ConvState:
-        """The collective form of `merge`: one sum over ranks; see `npbench.distributed.all_sum`.
-
-        Args:
-            state: of this rank's shard of the context, which may be empty.
-            group: the ranks that share the context; by default all.
-
-        Raises:
-            InputError: if there is no process group, or this process is not in it.
-        """
-        return self._state(all_sum(self._sums(state), group, self.parameters()))
-
-    def forget(
-        self,
-        state: ConvState,
-        x: Float[Tensor, "batch points dim_x"],
-        y: Float[Tensor, "batch points dim_y"],
-        mask: Bool[Tensor, "batch points"] | None = None,
-    ) -> ConvState:
-        """The state without these points, which it has absorbed before: the inverse of `update`.
-
-        A subtraction in float64: exact but for rounding, however few points are left.
-
-        Raises:
-            InputError: as `update`; and if the state cannot have absorbed the points.
-        """
-        points = self._inputs.points("x", x, "y", y, mask)
-        check_batch("x", points.x, state.batch_size)
-        before = self._sums(state)
-        left = before.remove(self._absorb(points))
-        density = left.values[:, 0].flatten(1)
-        floor = -_ROUNDING * (1 + before.values[:, 0].flatten(1))
-        wrong = (left.count < 0) | (density < floor).any(dim=-1)
+    def _forget(self, state: Any, points: Points) -> Any:
+        left: Any = super()._forget(state, points)
+        density, before = (z.moments.values[:, 0].flatten(1) for z in (left, state))
+        wrong = (density < -_ROUNDING * (1 + before)).any(dim=-1)
         if wrong.any():
             task = int(wrong.nonzero()[0])
             raise InputError(
-                f"forgetting these points would leave task {task} with {int(left.count[task])} "
-                f"points and a density of {float(density[task].min()):.3g}: the state has never "
-                f"absorbed them"
+                f"forgetting these points would leave task {task} with a density of "
+                f"{float(density[task].min()):.3g}: the state has never absorbed them"
             )
-        return self._state(left)
+        return left
 
-    def _condition(self, chunks: Iterator[Points]) -> ConvState:
-        return merge_all(map(self._absorb, chunks), finish=self._state)
-
-    def _update(self, state: ConvState, points: Points) -> ConvState:
-        return self._state(self._sums(state).merge(self._absorb(points)))
+    def _update(self, state: Any, points: Points) -> Any:
+        _check_grid(state.moments.grid, self.grid, "the model")
+        return super()._update(state, points)
 
     def _query(self, state: ConvState, xt: Tensor) -> Distribution:
-        self._sums(state)
+        _check_grid(state.moments.grid, self.grid, "the model")
+        function, axes = self._solved(state).posterior, self._axes(xt.dtype)
+        size = xt.shape[1]
         if not torch.is_grad_enabled():
+            size = self.targets_at_a_time
             self._warn_if_outside("targets", xt)
-        encoding = cast(Tensor, self._encoded(state).encoding)
-        size = xt.shape[1] if torch.is_grad_enabled() else _INFERENCE_CHUNK
-        parts = [
-            self.gather.to_points(self._seen(x).to(x.dtype), encoding, self._axes(x.dtype))
+        parts = (
+            self.head.parts(self.gather.to_points(self._seen(x).to(x.dtype), function, axes))
             for x in xt.split(size, dim=1)
-        ]
-        return self.head(torch.cat(parts, dim=1))
+        )
+        return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*parts)))
 
     def _absorb(self, points: Points) -> GridSums:
         x = points.x if points.mask is None else points.x[points.mask]
         if not torch.is_grad_enabled():
             self._warn_if_outside("points", x)
-        values = torch.cat([torch.ones_like(points.y[..., :1]), points.y], dim=-1).double()
+        y = points.y.double()
+        values = torch.cat([torch.ones_like(y[..., :1]), y], dim=-1)
         if points.mask is not None:
             values = values.masked_fill(~points.mask[..., None], 0.0)
         sums = self.spread.to_grid(self._seen(points.x), values, self._axes(torch.float64))
-        return GridSums(sums, points.count)
+        return GridSums(y.square().sum(dim=1), points.count, sums, self.grid)
 
-    def _state(self, sums: GridSums) -> ConvState:
-        density, signal = sums.values[:, :1], sums.values[:, 1:]
+    def _state(self, moments: GridSums) -> ConvState:
+        density, signal = moments.values[:, :1], moments.values[:, 1:]
         function = torch.cat([density, signal / (density + 1e-8)], dim=1)
-        return ConvState(sums, self.network(function.to(self._inputs.dtype)), self.grid)
-
-    def _encoded(self, state: ConvState) -> ConvState:
-        return state if state.encoding is not None else self._state(self._sums(state))
-
-    def _sums(self, state: ConvState) -> GridSums:
-        _check_grid(state.grid, self.grid, "the model")
-        return state.sums
+        return ConvState(moments, self.network(function.to(self._inputs.dtype)))
 
     def _seen(self, x: Float[Tensor, "*batch dim_x"]) -> Float[Tensor, "*batch dim_x"]:
         """Inputs from the centre of the grid, in float64."""
@@ -286,9 +219,6 @@ class ConvCNP(NeuralProcess):
             f"(said once)",
             stacklevel=2,
         )
-
-    def _chunk_size(self) -> int | None:
-        return None if torch.is_grad_enabled() else _INFERENCE_CHUNK
 
 
 def _check_grid(mine: Grid, other: Grid, whose: str) -> None:

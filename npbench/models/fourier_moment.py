@@ -18,7 +18,7 @@ from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
-from npbench.models.contracts.sums import SumProcess, SumState
+from npbench.models.contracts.sums import MixtureSumProcess, SumState
 from npbench.structure import TensorRecord
 
 # Of Matérn kernels, with which half of the smooth heads begin.
@@ -63,7 +63,7 @@ class FourierMomentState(SumState):
         return cls(FourierMoments(**sums, grid=FrequencyGrid(**json.loads(notes["grid"]))), None)
 
 
-class FourierMomentNP(SumProcess):
+class FourierMomentNP(MixtureSumProcess):
     r"""Constant memory for smooth and for periodic functions of one input, by one state.
 
     $$C(w) = \sum_n e^{i w x_n}, \qquad B(w) = \sum_n y_n e^{i w x_n}, \qquad

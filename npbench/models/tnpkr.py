@@ -144,6 +144,7 @@ class TNPKR(NeuralProcess):
         self.num_repeats = num_repeats
         biases = _biases(attention, bias)
         self.token_columns = _token_columns(dim_x, attention, biases, invariant)
+        self.watch.watched = [*self.token_columns, *range(dim_x, dim_x + dim_y)]
 
         def new_attention() -> nn.Module:
             if attention == "scan":
@@ -218,7 +219,8 @@ class TNPKR(NeuralProcess):
         return self._encode(Points.concatenate([_stored(state), points]))
 
     def _query(self, state: KernelState, xt: Tensor) -> Distribution:
-        return self.head(self._encode_targets(state, xt))
+        parts = (self.head.parts(encoding) for encoding in self._encodings(state, xt))
+        return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*parts)))
 
     def _encode(self, points: Points) -> KernelState:
         self._check_positions(points.x)
@@ -230,14 +232,11 @@ class TNPKR(NeuralProcess):
             kept.append(following.keep(tokens, points.x, points.mask))
         return KernelState(points, torch.stack(kept, dim=1))
 
-    def _encode_targets(
-        self, state: KernelState, xt: Tensor
-    ) -> Float[Tensor, "batch target dim_model"]:
+    def _encodings(self, state: KernelState, xt: Tensor) -> Iterator[Tensor]:
+        """The encodings of targets, so many at a time."""
         self._check_positions(xt)
-        if torch.is_grad_enabled():
-            return self._attend(state, xt)
-        parts = [self._attend(state, part) for part in xt.split(_TARGETS_AT_A_TIME, dim=1)]
-        return torch.cat(parts, dim=1)
+        size = xt.shape[1] if torch.is_grad_enabled() else _TARGETS_AT_A_TIME
+        return (self._attend(state, part) for part in xt.split(size, dim=1))
 
     def _attend(self, state: KernelState, xt: Tensor) -> Float[Tensor, "batch target dim_model"]:
         x, mask = (None, None) if state.points is None else (state.points.x, state.points.mask)
@@ -326,6 +325,14 @@ class TNPKRND(JointProcess, TNPKR):
             projection_depth=projection_depth,
             bound_std=bound_std,
         )
+
+    def _query(self, state: KernelState, xt: Tensor) -> Distribution:
+        return self.head(self._encode_targets(state, xt))
+
+    def _encode_targets(
+        self, state: KernelState, xt: Tensor
+    ) -> Float[Tensor, "batch target dim_model"]:
+        return torch.cat(list(self._encodings(state, xt)), dim=1)
 
 
 def _biases(attention: str, bias: Bias | Sequence[Bias] | None) -> list[Bias]:

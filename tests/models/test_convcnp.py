@@ -47,7 +47,7 @@ def test_forgetting_undoes_updating(dim_x: int) -> None:
     kept = torch.ones(2, 12, dtype=torch.bool)
     kept[:, :3] = ~mask
     assert_same_prediction(model.query(left, xt), model(x, y, xt, kept), 1e-9)
-    assert left.sums.count.tolist() == [10, 9]
+    assert left.moments.count.tolist() == [10, 9]
 
 
 def test_states_merge_in_any_order_and_answer() -> None:
@@ -84,7 +84,7 @@ def test_a_state_comes_back_from_its_file(tmp_path: Path) -> None:
     state = model.condition(x, y)
     state.save(tmp_path / "state", model)
     again = ConvState.load(tmp_path / "state", model)
-    assert again.grid == state.grid
+    assert again.moments.grid == state.moments.grid
     assert_same_prediction(model.query(again, x), model.query(state, x), 1e-12)
     other = model.on(0.0, 4.0)
     with pytest.raises(ValueError, match=r"grid from \(-2.0, -2.0\) to .* nodes 0.25"):
@@ -98,7 +98,7 @@ def test_the_state_is_of_one_size_and_many_points_are_absorbed_in_pieces() -> No
         state = model.condition(x, y)
         assert state.nbytes == model.condition(x[:, :3], y[:, :3]).nbytes
         parts = [model.condition(x[:, i::2], y[:, i::2]) for i in range(2)]
-        assert_close(state.sums.values, parts[0].merge(parts[1]).sums.values, 1e-9)
+        assert_close(state.moments.values, parts[0].merge(parts[1]).moments.values, 1e-9)
         assert_close(model.query(state, x[:, :9]).mean, model.query(state, x).mean[:, :9], 1e-10)
 
 

@@ -164,7 +164,7 @@ class Watch:
             *(f"x{i}" for i in range(dim_x)),
             *(f"y{i}" for i in range(dim_y)),
         ]
-        self.watched = range(dim_x + dim_y)
+        self.watched: Sequence[int] = range(dim_x + dim_y)
         self._said: set[int] = set()
 
     def look(self, points: Points) -> Extent:

@@ -14,7 +14,7 @@ from npbench.blocks.fourier import fourier_features
 from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.sums import SumProcess, SumState
+from npbench.models.contracts.sums import MixtureSumProcess, SumState
 from npbench.structure import TensorRecord
 
 
@@ -65,14 +65,14 @@ class SampledFunctions(TensorRecord):
         return fourier_features(x, self.frequencies) @ self.weights
 
 
-class SecondMomentProcess(SumProcess):
+class SecondMomentProcess(MixtureSumProcess):
     """What the models of second moments share: the state, and the functions that it knows of.
 
     Args:
         dim_x: number of inputs of a point.
         dim_y: number of outputs of a point.
         heads: the priors.
-        likelihood: as of `SumProcess`.
+        likelihood: as of `MixtureSumProcess`.
     """
 
     state_class = SecondMomentState

@@ -59,30 +59,17 @@ class SumState(SavedState):
 
 
 class SumProcess(ForgettingProcess):
-    """What the models of sums share: they add, merge, subtract, and solve equations once a state.
+    """What the models of sums share: they add, merge, subtract, and work out what follows, once a
+    state.
 
     `forget` is a subtraction in float64: exact but for rounding, however few points are left.
 
     Without gradients so many points are absorbed, or targets predicted, at a time:
     `points_at_a_time` and `targets_at_a_time`.
-
-    Args:
-        dim_x: number of inputs of a point.
-        dim_y: number of outputs of a point.
-        likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
-            and standard deviation.
     """
 
     points_at_a_time: ClassVar[int] = 4096
     targets_at_a_time: ClassVar[int] = 4096
-
-    def __init__(
-        self, dim_x: int, dim_y: int, likelihood: Literal["mixture", "gaussian"] = "mixture"
-    ) -> None:
-        super().__init__(dim_x, dim_y)
-        if likelihood not in ("mixture", "gaussian"):
-            raise InputError(f'likelihood={likelihood!r} must be "mixture" or "gaussian"')
-        self.likelihood = likelihood
 
     @abstractmethod
     def _absorb(self, points: Points) -> Any:
@@ -91,10 +78,6 @@ class SumProcess(ForgettingProcess):
     @abstractmethod
     def _state(self, moments: Any) -> Any:
         """The state of these sums, solved."""
-
-    @abstractmethod
-    def _predict(self, state: Any, xt: Tensor) -> NormalMixture:
-        """At each target by itself; the state is solved."""
 
     def all_merge(self, state: SumState, group: ProcessGroup | None = None) -> SumState:
         """The collective form of `merge`: one sum over ranks; see `npbench.distributed.all_sum`.
@@ -133,12 +116,6 @@ class SumProcess(ForgettingProcess):
     def _update(self, state: SumState, points: Points) -> SumState:
         return self._state(state.moments.merge(self._absorb(points)))
 
-    def _query(self, state: SumState, xt: Tensor) -> Distribution:
-        mixture = self._mixture(state, xt)
-        if self.likelihood == "gaussian":
-            return independent_normal(*mixture.moments)
-        return mixture.distribution
-
     def _finished(self, state: SumState) -> SumState:
         return self._solved(state)
 
@@ -147,6 +124,35 @@ class SumProcess(ForgettingProcess):
 
     def _chunk_size(self) -> int | None:
         return None if torch.is_grad_enabled() else self.points_at_a_time
+
+
+class MixtureSumProcess(SumProcess):
+    """A model of sums that predicts each target by a mixture of Gaussians.
+
+    Args:
+        dim_x: number of inputs of a point.
+        dim_y: number of outputs of a point.
+        likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
+            and standard deviation.
+    """
+
+    def __init__(
+        self, dim_x: int, dim_y: int, likelihood: Literal["mixture", "gaussian"] = "mixture"
+    ) -> None:
+        super().__init__(dim_x, dim_y)
+        if likelihood not in ("mixture", "gaussian"):
+            raise InputError(f'likelihood={likelihood!r} must be "mixture" or "gaussian"')
+        self.likelihood = likelihood
+
+    @abstractmethod
+    def _predict(self, state: Any, xt: Tensor) -> NormalMixture:
+        """At each target by itself; the state is solved."""
+
+    def _query(self, state: SumState, xt: Tensor) -> Distribution:
+        mixture = self._mixture(state, xt)
+        if self.likelihood == "gaussian":
+            return independent_normal(*mixture.moments)
+        return mixture.distribution
 
     def _marginals(self, state: SumState, targets: Points) -> Marginals:
         return Marginals(*self._mixture(state, targets.x).moments)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from npbench.errors import InputError
+from npbench.likelihoods import Likelihood
 from npbench.models import CMANP, CMANPState
 from npbench.models.contracts import state_files
 from npbench.models.contracts.process import records_arguments
@@ -208,12 +209,13 @@ class LaterCMANP(CMANP):
         qk_norm: bool = False,
         norm_residual: bool = True,
         context_chunk_size: int | None = None,
+        likelihood: Likelihood = "gaussian",
         sizes: Sequence[float] = (0.0, 1.0),
     ) -> None:
         super().__init__(
             dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
             num_block_latents, embed_depth, dropout, bound_std, qk_norm, norm_residual,
-            context_chunk_size,
+            context_chunk_size, likelihood,
         )  # fmt: skip
 
 
@@ -229,8 +231,9 @@ def later(model: CMANP, **arguments: object) -> CMANP:
 
 def as_version_1(path: Path, model: CMANP) -> None:
     """Make a state file what release 0.1.0 would have written."""
-    without_effect = {"context_chunk_size", "dropout"}
-    arguments = {k: v for k, v in model.hparams.items() if k not in without_effect}
+    # Those without effect, and those that came later.
+    left_out = {"context_chunk_size", "dropout", "likelihood"}
+    arguments = {k: v for k, v in model.hparams.items() if k not in left_out}
     digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(arguments)}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
