@@ -111,6 +111,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_one_context_over_two_ranks_by_the_script_of_the_documentation(tmp_path: Path) -> None:
     script = re.search(r"```python\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL)
     (tmp_path / "shards.py").write_text(script[1])

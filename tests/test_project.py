@@ -39,7 +39,7 @@ LAYERS = [
 # What data modules import from npbench: batches, tables and errors, and nothing that knows a model.
 FOR_DATA = {
     "npbench.Task", "npbench.EventSequences", "npbench.Exact", "npbench.task", "npbench.events",
-    "npbench.tables", "npbench.scaling", "npbench.errors",
+    "npbench.tables", "npbench.point_files", "npbench.scaling", "npbench.errors",
 }  # fmt: skip
 # `npbench/__init__.py` shows what is public, and `__main__.py` calls the command.
 FILES = [

@@ -290,6 +290,7 @@ def fit(path: Path, callbacks: Sequence[L.Callback]) -> Tensor:
     return torch.cat([parameter.flatten() for parameter in module.parameters()])
 
 
+@pytest.mark.slow
 def test_figures_and_profiles_change_nothing_in_training(tmp_path: Path) -> None:
     without = fit(tmp_path / "without", [])
     callbacks = [EventFigures(), PeakMemoryProfiler([3, 9], phases=["condition", "update"])]

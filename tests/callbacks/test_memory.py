@@ -25,6 +25,7 @@ def train(tmp_path: Path, model: NeuralProcess, *callbacks: L.Callback) -> MetaR
     return module
 
 
+@pytest.mark.slow
 def test_a_run_with_it_is_bitwise_the_run_without(tmp_path: Path) -> None:
     """With dropout, whose random numbers it must not take, and a frozen layer."""
     modules = []
@@ -53,6 +54,7 @@ def test_it_can_measure_now_and_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_profiling_leaves_the_model_and_the_random_state_alone(training: bool) -> None:
     model = NP(1, 1, dim_hidden=8, dim_latent=4).train(training)
     model(*torch.randn(3, 1, 4, 1)).mean.sum().backward()
@@ -79,6 +81,7 @@ def test_the_phases_are_those_of_the_model() -> None:
     assert rows["train"]["peak_bytes"] > rows["query"]["peak_bytes"]
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_a_row_and_the_rest_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,6 +10,7 @@ CONFIGS = [str(ROOT / f"configs/gp/{name}.yaml") for name in ("cnp", "tnpd")]
 
 
 @pytest.mark.usefixtures("as_a_user")
+@pytest.mark.slow
 def test_it_measures_the_models_of_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -41,6 +42,7 @@ def test_fields_of_the_models_can_be_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_a_user")
+@pytest.mark.slow
 def test_it_measures_the_models_of_events(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Their context is the history."""
     config = ROOT / "configs/events/hawkes/thp.yaml"

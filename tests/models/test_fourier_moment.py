@@ -81,6 +81,7 @@ def test_forgetting_undoes_updating_whatever_is_left(kept: int, removed: int, se
     assert_same(model, left, model.condition(x[:, :kept], y[:, :kept]))
 
 
+@pytest.mark.slow
 def test_a_window_slides_without_drift() -> None:
     model, moves = model_of(num_cells=16, num_features=2), 200
     x, y = points(1, moves + 20)

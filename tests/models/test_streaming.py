@@ -211,6 +211,7 @@ def test_updating_in_chunks_trains_too() -> None:
     assert_close(updated.latents, model.condition(x, y).latents)
 
 
+@pytest.mark.slow
 def test_a_training_step_s_memory_does_not_grow_with_context_or_targets() -> None:
     model = small_cmanp(context_chunk_size=100).train()
 

@@ -61,6 +61,7 @@ def test_the_phases_of_an_event_model_are_those_of_a_history_of_so_many_events()
     assert float(tau.mean()) == pytest.approx(1000.0, rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_absorbs_a_history_by_storing_it_grows_with_it() -> None:
     table = pd.DataFrame(profile(thp(), [100, 1000]))
     peaks = table.pivot(index="phase", columns="num_context", values="peak_bytes")
@@ -78,6 +79,7 @@ def test_what_keeps_a_history_at_constant_size_takes_constant_memory() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.slow
 def test_profiling_leaves_an_event_model_and_the_random_state_alone(training: bool) -> None:
     model = thp(dropout=0.3).train(training)
     model.loss(EventSequences(torch.arange(5.0)[None], torch.arange(5)[None] % 3)).backward()
@@ -90,6 +92,7 @@ def test_profiling_leaves_an_event_model_and_the_random_state_alone(training: bo
         assert torch.equal(parameter.grad, gradient)
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_line_for_each_model_and_a_column_for_each_phase() -> None:
     profiles = {name: pd.DataFrame(profile(thp(), [10, 20], phases=["query", "update"]))
                 for name in ("one", "two")}  # fmt: skip

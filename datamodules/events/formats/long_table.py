@@ -1,5 +1,6 @@
 """Loads event sequences from one long table, which has an event in each row."""
 
+import gzip
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,19 @@ from jaxtyping import Float64, Shaped
 
 from datamodules.events.formats.event_table import EventTable, not_whole
 from npbench.errors import InputError
+from npbench.point_files import dialect_of
 
+# Characters of a CSV file that tell its dialect.
+_SEEN = 2**16
 _WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
 
 
 def load_table(path: Path, columns: Sequence[str]) -> EventTable:
     """Load the sequences of a table, in the order of their first rows.
 
-    The rows of different sequences may be mixed. Times are numbers; in Parquet they may also be
-    durations, which count as seconds, or timestamps, which count as seconds since 1970. Sequences
+    The rows of different sequences may be mixed. Times are numbers; or dates, which count as
+    seconds since 1970, and in Parquet durations, which count as seconds. What separates the columns
+    of a CSV file, and a decimal comma, are recognised, and so are its dates in ISO 8601. Sequences
     and marks of a CSV file are text as the file spells them; its marks are numbers where all of
     them are whole, none has leading zeros and none is spelled in two ways.
 
@@ -30,7 +35,7 @@ def load_table(path: Path, columns: Sequence[str]) -> EventTable:
         InputError: if something is missing or is no number; the message names the line.
     """
     sequence, time, mark = columns
-    frame, source = _load_frame(path, sequence, mark)
+    frame, source = _load_frame(path, columns)
     for name in columns:
         if name not in frame.columns:
             raise InputError(
@@ -57,16 +62,20 @@ def load_table(path: Path, columns: Sequence[str]) -> EventTable:
     )
 
 
-def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str]:
+def _load_frame(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
     """The table, whose index numbers the rows as the file does, and what these numbers count."""
+    sequence, _, mark = columns
     try:
         if path.suffix in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
             frame.index = pd.RangeIndex(1, len(frame) + 1)
             return frame, f"{path}, row"
         # A mark may be called NA, which pandas would take for a missing value.
+        dialect = dialect_of(_beginning(path), columns)
         frame = pd.read_csv(
             path,
+            sep=dialect.separator,
+            decimal=dialect.decimal,
             dtype={sequence: str, mark: str},
             keep_default_na=False,
             na_values=[""],
@@ -81,6 +90,13 @@ def _load_frame(path: Path, sequence: str, mark: str) -> tuple[pd.DataFrame, str
     if mark in frame.columns:
         frame[mark] = _numbers_or_text(frame[mark])
     return frame.dropna(how="all"), f"{path}, line"
+
+
+def _beginning(path: Path) -> str:
+    """The first characters of a CSV file."""
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
+        return file.read(_SEEN)
 
 
 def _numbers_or_text(column: pd.Series) -> pd.Series:
@@ -105,8 +121,12 @@ def _times(column: pd.Series, source: str) -> Float64[np.ndarray, "events"]:
     if pd.api.types.infer_dtype(column) == "boolean":
         column = column.astype(str)  # otherwise True would count as 1
     numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.isna().all():
+        dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+        if dates.notna().any():
+            numbers = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
     for line in column.index[numbers.isna()][:1]:
-        raise InputError(f"{source} {line}: time {column[line]!r} is no number")
+        raise InputError(f"{source} {line}: time {column[line]!r} is no number, nor date")
     return numbers.to_numpy(np.float64)
 
 

@@ -527,3 +527,28 @@ def test_a_folder_named_like_a_data_set_is_a_folder(
     assert len(load_events("easytpp/taxi")[Part.TEST]) == 40
     (tmp_path / "easytpp" / "taxi.json").write_text(json.dumps(easytpp(TEST)))
     assert len(load_events("easytpp/taxi.json")) == len(TEST)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_the_separator_and_decimal_mark_of_a_long_table_are_recognised(
+    tmp_path: Path, separator: str, decimal: str
+) -> None:
+    if separator == ",":
+        decimal = "."
+    path = tmp_path / "a.csv.gz"
+    rows = pd.DataFrame({"sequence": "a", "time": [0.1, 1234.5], "mark": ["x,y", "z"]})
+    rows.to_csv(path, index=False, sep=separator, decimal=decimal)
+    table = load_events(path)
+    assert table.times.tolist() == [0.1, 1234.5]
+    assert table.marks.tolist() == ["x,y", "z"]
+
+
+def test_dates_of_a_csv_file_are_seconds_since_1970(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sequence,time,mark\na,1970-01-02,1\na,1970-01-02T00:00:01.5,2\n")
+    times = load_events(path).times
+    assert times.tolist() == [86_400.0, 86_401.5]
+    path.write_text("sequence,time,mark\na,1970-01-02,1\na,tomorrow,2\n")
+    with pytest.raises(ValueError, match=r"line 3: time 'tomorrow' is no number, nor date"):
+        load_events(path)
