@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from npbench.errors import InputError
@@ -57,7 +58,7 @@ def check_class_paths(
 ) -> None:
     """Refuse hyper-parameters by which a file chooses what code is imported or run.
 
-    Every text that could be the path of something to import must be that of a class which is
+    Every text that is the path of something that could be imported must be that of a class which is
     imported already, and is of npbench, datamodules, torch.optim or lightning, or a subclass of
     one of `bases`.
 
@@ -88,8 +89,19 @@ def check_class_paths(
             waiting += [(part, level + 1) for pair in value.items() for part in pair]
         elif isinstance(value, list | tuple | set):
             waiting += [(part, level + 1) for part in value]
-        elif isinstance(value, str) and _PATH.fullmatch(value.strip()):
+        elif isinstance(value, str) and _is_path(value.strip()):
             _check_path(value.strip(), bases, source)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names something in a module that there is; `words.txt` hardly does."""
+    if not _PATH.fullmatch(text):
+        return False
+    package = text.partition(".")[0]
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except ValueError:  # it is imported in an unusual way
+        return True
 
 
 def _check_path(path: str, bases: tuple[type, ...], source: str) -> None:

@@ -112,6 +112,13 @@ def test_a_class_path_is_refused_before_anything_is_imported(
     assert "antigravity" not in sys.modules
 
 
+def test_texts_with_a_dot_that_name_no_module_are_texts() -> None:
+    check_class_paths({"model": {"class_path": "npbench.models.CMANP", "words": "words.txt"}})
+    with pytest.raises(InputError, match=r"names this\.s"):
+        check_class_paths({"model": {"class_path": "npbench.models.CMANP", "words": "this.s"}})
+    assert "this" not in sys.modules
+
+
 @pytest.mark.parametrize(
     "name", ["subprocess.Popen", "os.system", "builtins.eval", "torch.load", "torch.nn.Linear"]
 )
