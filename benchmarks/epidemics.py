@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datamodules import SIRDataModule
 from npbench import Task, models
-from npbench.attention.pair_bias import Bias
+from npbench.attention.bias_spec import Bias
 from npbench.metrics import ClassificationMetrics
 from npbench.models import NeuralProcess
 from npbench.models.contracts.process import Evaluation, evaluating, masked_mean

@@ -43,8 +43,9 @@ def scan_attention(
     """Softmax attention with the bias of positions, in bounded memory; in float32 at least.
 
     A query that sees no point gets 0. Gradients are exact: of q, k, v, of both positions and of the
-    parameters of the bias. On CUDA, where these two need none, it is `flex_attention`, whose kernel
-    computes each bias; its own gradients of a bias take ten times as long as chunks do.
+    parameters of the bias. On CUDA, where positions and bias need no gradients, it is
+    `flex_attention`, whose kernel computes each bias; there, those of a bias would take ten times
+    as long as chunks do.
 
     Args:
         q: queries.
@@ -63,8 +64,9 @@ def scan_attention(
     *FlashAttention*, NeurIPS 2022, for the backward.
 
     Example:
-        >>> from npbench.attention.pair_bias import Bias, SummedBias
-        >>> q, k, v = torch.randn(3, 1, 4, 100, 16)[:, :, :, :, :]
+        >>> from npbench.attention.bias_spec import Bias
+        >>> from npbench.attention.pair_bias import SummedBias
+        >>> q, k, v = torch.randn(3, 1, 4, 100, 16)
         >>> bias, x = SummedBias([Bias().build(num_heads=4, dim_x=2)]), torch.randn(1, 100, 2)
         >>> whole = scan_attention(q, k, v, bias, x, x)
         >>> torch.allclose(scan_attention(q, k, v, bias, x, x, chunk=(7, 32)), whole, atol=1e-5)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npbench.attention.pair_bias import Bias
+from npbench.attention.bias_spec import Bias
 from npbench.errors import InputError
 from npbench.models import TNPKR
 

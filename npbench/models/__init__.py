@@ -17,7 +17,8 @@ from npbench.models.locatedand import LocatedCMANPAND
 from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
-from npbench.models.tnpkr import TNPKR, TNPKRND, KernelState
+from npbench.models.tnpkr import TNPKR, KernelState
+from npbench.models.tnpkrnd import TNPKRND
 
 __all__ = [
     "ANP",

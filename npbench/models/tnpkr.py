@@ -9,16 +9,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npbench.attention.bias_spec import Bias
 from npbench.attention.deep_kernel import DeepKernelAttention
-from npbench.attention.pair_bias import Bias, SummedBias
+from npbench.attention.pair_bias import SummedBias
 from npbench.attention.performer import PerformerAttention
 from npbench.attention.scan import ScanAttention
-from npbench.blocks import GELUMLP, KernelRegressionBlock, LayerConfig
+from npbench.blocks import GELUMLP, KernelRegressionBlock
 from npbench.blocks.kernel_regression import NORM_EPS
 from npbench.errors import InputError
-from npbench.likelihoods import JointGaussian, Likelihood, target_head
+from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.inputs import check_batch
-from npbench.models.contracts.joint import JointProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, State, records_arguments
 
@@ -181,6 +181,12 @@ class TNPKR(NeuralProcess):
         parts = [observed.expand(*x.shape[:2], -1), x[..., self.token_columns], y]
         return self.norm_embedding(self.embed(torch.cat(parts, dim=-1)))
 
+    def encodings(self, state: KernelState, xt: Tensor) -> Iterator[Tensor]:
+        """The encodings of targets, so many at a time."""
+        self._check_positions(xt)
+        size = xt.shape[1] if torch.is_grad_enabled() else _TARGETS_AT_A_TIME
+        return (self._attend(state, part) for part in xt.split(size, dim=1))
+
     def without_points(self, state: KernelState) -> KernelState:
         """The state without its points: of constant size. It answers queries as before, and cannot
         update or forget.
@@ -219,7 +225,7 @@ class TNPKR(NeuralProcess):
         return self._encode(Points.concatenate([_stored(state), points]))
 
     def _query(self, state: KernelState, xt: Tensor) -> Distribution:
-        parts = (self.head.parts(encoding) for encoding in self._encodings(state, xt))
+        parts = (self.head.parts(encoding) for encoding in self.encodings(state, xt))
         return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*parts)))
 
     def _encode(self, points: Points) -> KernelState:
@@ -231,12 +237,6 @@ class TNPKR(NeuralProcess):
             tokens = block(tokens, points.x, kept[-1], points.x, points.mask)
             kept.append(following.keep(tokens, points.x, points.mask))
         return KernelState(points, torch.stack(kept, dim=1))
-
-    def _encodings(self, state: KernelState, xt: Tensor) -> Iterator[Tensor]:
-        """The encodings of targets, so many at a time."""
-        self._check_positions(xt)
-        size = xt.shape[1] if torch.is_grad_enabled() else _TARGETS_AT_A_TIME
-        return (self._attend(state, part) for part in xt.split(size, dim=1))
 
     def _attend(self, state: KernelState, xt: Tensor) -> Float[Tensor, "batch target dim_model"]:
         x, mask = (None, None) if state.points is None else (state.points.x, state.points.mask)
@@ -254,85 +254,6 @@ class TNPKR(NeuralProcess):
     def _passes(self) -> list[Any]:
         """The blocks in the order in which tokens pass them."""
         return [block for block in self.blocks for _ in range(self.num_repeats)]
-
-
-class TNPKRND(JointProcess, TNPKR):
-    r"""TNP-KR with a joint Gaussian over all targets: see `JointGaussian` for its covariance.
-
-    Args:
-        covariance: "lowrank" or "cholesky".
-        dim_projection: columns of the covariance's factor P.
-        num_std_layers: Transformer layers among the targets before P.
-        projection_depth: linear layers from their output to P (and to the diagonal).
-
-    The other arguments are those of `TNPKR`, without `head_widths`, `min_std` and `likelihood`,
-    which are of its own head.
-
-    Example:
-        >>> model = TNPKRND(dim_x=1, dim_y=1, num_layers=1)
-        >>> x, y = torch.randn(2, 16, 10, 1)
-        >>> model(x, y, x).covariance_matrix.shape
-        torch.Size([16, 10, 10])
-    """
-
-    @records_arguments
-    def __init__(
-        self,
-        dim_x: int,
-        dim_y: int,
-        attention: Literal["scan", "deep_kernel", "performer"] = "scan",
-        bias: Bias | Sequence[Bias] | None = None,
-        invariant: bool | Sequence[int] | None = None,
-        dim_model: int = 64,
-        num_heads: int = 4,
-        dim_head: int = 32,
-        num_layers: int = 6,
-        num_repeats: int = 1,
-        dim_feedforward: int = 256,
-        embed_widths: Sequence[int] | None = None,
-        num_features: int = 128,
-        dim_hidden: int = 128,
-        dropout: float = 0.0,
-        bound_std: bool = False,
-        covariance: Literal["cholesky", "lowrank"] = "lowrank",
-        dim_projection: int = 20,
-        num_std_layers: int = 2,
-        projection_depth: int = 4,
-    ) -> None:
-        super().__init__(
-            dim_x=dim_x,
-            dim_y=dim_y,
-            attention=attention,
-            bias=bias,
-            invariant=invariant,
-            dim_model=dim_model,
-            num_heads=num_heads,
-            dim_head=dim_head,
-            num_layers=num_layers,
-            num_repeats=num_repeats,
-            dim_feedforward=dim_feedforward,
-            embed_widths=embed_widths,
-            num_features=num_features,
-            dim_hidden=dim_hidden,
-            dropout=dropout,
-        )
-        self.head = JointGaussian(
-            config=LayerConfig(dim_model, num_heads, dim_feedforward, dropout),
-            dim_y=dim_y,
-            covariance=covariance,
-            dim_projection=dim_projection,
-            num_std_layers=num_std_layers,
-            projection_depth=projection_depth,
-            bound_std=bound_std,
-        )
-
-    def _query(self, state: KernelState, xt: Tensor) -> Distribution:
-        return self.head(self._encode_targets(state, xt))
-
-    def _encode_targets(
-        self, state: KernelState, xt: Tensor
-    ) -> Float[Tensor, "batch target dim_model"]:
-        return torch.cat(list(self._encodings(state, xt)), dim=1)
 
 
 def _biases(attention: str, bias: Bias | Sequence[Bias] | None) -> list[Bias]:

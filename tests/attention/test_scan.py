@@ -10,8 +10,9 @@ from torch.func import functional_call
 from torch.nn.attention.flex_attention import flex_attention
 
 from npbench.attention import attention_with_lse
+from npbench.attention.bias_spec import Bias
 from npbench.attention.kernels import score_bias
-from npbench.attention.pair_bias import Bias, SummedBias
+from npbench.attention.pair_bias import SummedBias
 from npbench.attention.scan import scan_attention, score_mod
 
 BIASES = {

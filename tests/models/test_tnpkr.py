@@ -8,7 +8,7 @@ from helpers import assert_close, assert_same_prediction, random_points, small
 from torch import Tensor
 
 from npbench.attention import attend
-from npbench.attention.pair_bias import Bias
+from npbench.attention.bias_spec import Bias
 from npbench.attention.performer import PerformerAttention
 from npbench.models import TNPKR
 from npbench.task import Task
