@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import yaml
-from helpers.image_files import write_celeba, write_emnist
+from helpers.image_files import write_celeba, write_cifar10, write_emnist, write_mnist
 
 from npbench.cli import main
 from npbench.commands.sections import instantiate
@@ -27,9 +27,15 @@ FAST = ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2", "--data.b
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Options that put small data sets in the place of the official ones, by folder of configs."""
-    folders = {"emnist": tmp_path_factory.mktemp("emnist"), "celeba": tmp_path_factory.mktemp("c")}
-    write_emnist(folders["emnist"])
-    write_celeba(folders["celeba"])
+    write = {
+        "emnist": write_emnist,
+        "celeba": write_celeba,
+        "mnist": write_mnist,
+        "cifar10": write_cifar10,
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in write}
+    for name, folder in folders.items():
+        write[name](folder)
     few = ["--data.num_val_tasks", "4", "--data.eval_batch_size", "2"]
     options = {name: ["--data.root", str(folder), *few] for name, folder in folders.items()}
     badges = tmp_path_factory.mktemp("stackoverflow")
@@ -95,6 +101,18 @@ def test_the_resolution_of_celeba_is_one_field(
     assert data.completion_task().xt.shape == (1, resolution**2 - 50, 2)
 
 
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs/celeba").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_paper_s_configurations_resize_faces_as_a_whole(
+    config: Path, small_data: dict[str, list[str]]
+) -> None:
+    data = instantiate(config, "data", L.LightningDataModule, small_data["celeba"])
+    assert not data.decoder.center_crop
+    options = [*small_data["celeba"], "--data.center_crop", "true"]
+    assert instantiate(config, "data", L.LightningDataModule, options).decoder.center_crop
+
+
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("config", "options", "message"),
@@ -102,6 +120,8 @@ def test_the_resolution_of_celeba_is_one_field(
         ("celeba/cmanp", ["--data.resolution", "33"], "resolution=33 must be 32, 64 or 128"),
         ("celeba/cmanp", ["--data.root", "nowhere"], "nowhere lacks list_eval_partition.txt, "),
         ("celeba/cmanp", ["--data.on_corrupt", "skpi"], "on_corrupt"),
+        ("mnist/cmanp", ["--data.root", "nowhere"], "nowhere/MNIST/raw lacks train-images-idx3-"),
+        ("cifar10/cmanp", ["--data.root", "nowhere"], "nowhere/cifar-10-batches-py lacks data_bat"),
         ("emnist/cmanp", ["--data.root", "nowhere"], "nowhere/EMNIST/raw lacks emnist-balanced-"),
         ("emnist/cmanp", ["--data.class_range", "[0, 48]"], "the classes are 0–46"),
         ("emnist/cmanp", ["--data.classes", "[0, 10]"], "classes"),
@@ -115,6 +135,8 @@ def test_the_resolution_of_celeba_is_one_field(
         "resolution",
         "celeba",
         "on_corrupt",
+        "mnist",
+        "cifar10",
         "emnist",
         "class_range",
         "field",

@@ -47,9 +47,7 @@ def test_tasks_hold_the_values_of_the_pictures(tmp_path: Path, resolution: int) 
     write_celeba(tmp_path, num_images=20)
     data = celeba(tmp_path, resolution=resolution)
     (name, *_) = names_of(data.image_sets[Part.TEST])
-    picture = torch.tensor(
-        Decoder(resolution, 3, center_crop=False)(tmp_path / "img_align_celeba" / name).copy()
-    )
+    picture = torch.tensor(Decoder(resolution, 3)(tmp_path / "img_align_celeba" / name).copy())
     task = data.completion_task(num_context=resolution)
     last = resolution - 1
     for x, y in ((task.xc[0], task.yc[0]), (task.xt[0], task.yt[0])):
@@ -77,7 +75,7 @@ def test_resolutions_have_caches_of_their_own_beside_the_pictures(tmp_path: Path
 
 def test_pictures_are_resized_as_a_whole_as_the_official_code_does_it(tmp_path: Path) -> None:
     write_celeba(tmp_path, num_images=10)
-    images = celeba(tmp_path, num_val_tasks=2).image_sets[Part.TEST]
+    images = celeba(tmp_path, num_val_tasks=2, center_crop=False).image_sets[Part.TEST]
     for row, name in enumerate(names_of(images)):
         with Image.open(tmp_path / "img_align_celeba" / name) as picture:
             official = np.asarray(picture.resize((32, 32))).transpose(2, 0, 1)
@@ -86,8 +84,10 @@ def test_pictures_are_resized_as_a_whole_as_the_official_code_does_it(tmp_path: 
 
 def test_a_cache_of_central_squares_is_not_taken_for_one_of_whole_pictures(tmp_path: Path) -> None:
     write_celeba(tmp_path, num_images=10)
-    squares = celeba(tmp_path, num_val_tasks=2, center_crop=True).image_sets[Part.TEST]
-    whole = celeba(tmp_path, num_val_tasks=2).image_sets[Part.TEST]
+    squares, whole = (
+        celeba(tmp_path, num_val_tasks=2, center_crop=crop).image_sets[Part.TEST]
+        for crop in (True, False)
+    )
     assert len(list(tmp_path.glob("npbench-cache/v1-*"))) == 2
     assert not np.array_equal(squares.array, whole.array)
     (row, *_) = squares.rows
@@ -100,7 +100,7 @@ def test_a_corrupt_picture_is_left_out_of_its_split(tmp_path: Path) -> None:
     (tmp_path / "img_align_celeba/000009.jpg").write_bytes(b"\xff\xd8 no more")
     with pytest.warns(UserWarning, match=r"1 of 40 pictures cannot be read: 000009\.jpg"):
         sets = celeba(tmp_path).image_sets
-    first = Decoder(32, 3, center_crop=False)(tmp_path / "img_align_celeba/000010.jpg")
+    first = Decoder(32, 3)(tmp_path / "img_align_celeba/000010.jpg")
     assert len(sets[Part.TEST]) == 7
     assert np.array_equal(sets[Part.TEST][[0]][0], first)
     (tmp_path / "img_align_celeba/000010.jpg").write_bytes(b"")
