@@ -13,7 +13,7 @@ from npbench.commands.sections import instantiate
 
 ROOT = Path(__file__).parents[1]
 # Those of the trainer are no experiments: tests/test_clusters.py.
-KERNELS = sorted((ROOT / "configs/gp/kernels").glob("*.yaml"))
+KERNELS = sorted((ROOT / "configs").glob("gp*/kernels/*.yaml"))
 CONFIGS = sorted(
     set((ROOT / "configs").rglob("*.yaml"))
     - set((ROOT / "configs/trainer").iterdir())
@@ -43,6 +43,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
     options["sir"] = ["--data.size", "16", "--data.min_context", "8", "--data.max_context", "32",
                       "--data.num_targets", "64", *few]  # fmt: skip
+    options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
     options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
     return options
 
@@ -99,6 +100,21 @@ def test_the_resolution_of_celeba_is_one_field(
     data = instantiate(config, "data", L.LightningDataModule, options)
     assert data.max_num_points == most
     assert data.completion_task().xt.shape == (1, resolution**2 - 50, 2)
+
+
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs/gp2d").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_tasks_of_several_inputs_have_the_paper_s_sizes_and_exact_answers(
+    config: Path,
+) -> None:
+    data = instantiate(config, "data", L.LightningDataModule, [])
+    assert (data.sizes.min, data.sizes.most_context) == (12, 127)
+    task = data.evaluation_batch(range(2))
+    assert task.xt.shape[-1] == (3 if config.stem.endswith("3d") else 2)
+    assert task.exact.log_likelihood.isfinite().all()
+    on_grid = ((task.xt + 2) * 31 / 4 - ((task.xt + 2) * 31 / 4).round()).abs() < 1e-4
+    assert on_grid[task.target_mask].all() == config.stem.endswith("grid")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +176,7 @@ def test_a_mistake_in_the_data_ends_in_one_sentence(
 
 
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
 def test_a_kernel_replaces_the_default(kernel: Path, tmp_path: Path) -> None:
     config = ["--config", str(ROOT / "configs/gp/cnp.yaml"), "--data.kernel", str(kernel)]
     root = ["--trainer.default_root_dir", str(tmp_path)]
