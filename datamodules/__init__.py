@@ -10,9 +10,16 @@ from datamodules.events import (
     SyntheticEventDataModule,
 )
 from datamodules.gp import Curriculum, GPDataModule
-from datamodules.images import CelebADataModule, EMNISTDataModule, ImageFolderDataModule
+from datamodules.images import (
+    CelebADataModule,
+    CIFAR10DataModule,
+    EMNISTDataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+)
 
 __all__ = [
+    "CIFAR10DataModule",
     "CelebADataModule",
     "Curriculum",
     "EMNISTDataModule",
@@ -20,6 +27,7 @@ __all__ = [
     "GPDataModule",
     "HawkesProcess",
     "ImageFolderDataModule",
+    "MNISTDataModule",
     "PointProcess",
     "PoissonProcess",
     "RenewalProcess",

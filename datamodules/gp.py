@@ -6,6 +6,8 @@ from math import isqrt
 
 import torch
 from gpytorch.kernels import Kernel
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.bayes import BayesianCeiling
@@ -51,7 +53,8 @@ class GPDataModule(TaskDataModule):
             each task; the default is the RBF kernel of the released code, with
             length ~ U[0.1, 0.6) and scale ~ U[0.1, 1.0).
         noise_std: standard deviation of the observation noise.
-        x_range: inputs are uniform on this interval, in each dimension.
+        x_range: inputs are uniform on this interval, in each dimension. Where a model is tested on
+            another one than it was trained on, the tasks are shifted or scaled.
         min_num_points: fewest context points N, and fewest targets M.
         max_num_points: N + M stays below; N ~ U{min, …, max − min − 1}, M ~ U{min, …, max − 1 − N}.
         vary_sizes: the tasks of a training batch differ in N and M, with masks; officially they
@@ -71,6 +74,8 @@ class GPDataModule(TaskDataModule):
         bayes_grid: number of hyper-parameters over which `Task.bayes` of evaluation tasks, the best
             prediction that knows only the priors, is computed (`BayesianCeiling`); 0 leaves it
             out. The first evaluation computes it, and each worker keeps it in memory.
+        x_grid: inputs lie on a grid of so many points in each dimension, both ends of `x_range`
+            among them, and no two points of a task are the same; by default they are scattered.
         seed: seed of the training tasks.
         eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that draw tasks; 0 draws in the training process.
@@ -102,6 +107,7 @@ class GPDataModule(TaskDataModule):
         pad: bool = False,
         curriculum: Curriculum | None = None,
         bayes_grid: int = 0,
+        x_grid: int | None = None,
         seed: int = 0,
         eval_seed: int = 0,
         num_workers: int = 0,
@@ -142,6 +148,9 @@ class GPDataModule(TaskDataModule):
         if bayes_grid < 0:
             raise InputError(f"bayes_grid={bayes_grid} must be 0 or more")
         self.bayes_grid = bayes_grid
+        if x_grid is not None:
+            _check_grid(x_grid, dim_x, self.sizes)
+        self.x_grid = x_grid
         self._known: dict[tuple[int, int], Bayes] = {}
         self.seed = seed
         self.eval_seed = eval_seed
@@ -235,7 +244,7 @@ class GPDataModule(TaskDataModule):
         """
         batch_size = len(split.num_context)
         shape = batch_size, split.num_points if num_points is None else num_points
-        x = torch.empty(*shape, self.dim_x, dtype=torch.float64).uniform_(*self.x_range)
+        x = self._inputs(*shape)
         hyperparameters = self.kernel.draw(batch_size)
         white = torch.randn(*shape, self.dim_y, dtype=torch.float64)
         return GPDraw(
@@ -246,6 +255,17 @@ class GPDataModule(TaskDataModule):
             white,
             None if self.t_noise is None else outliers(white.shape, self.t_noise),
         )
+
+    def _inputs(self, batch_size: int, num_points: int) -> Float[Tensor, "batch points dim_x"]:
+        """Draw inputs from torch's generator, scattered or on the grid."""
+        if self.x_grid is None:
+            x = torch.empty(batch_size, num_points, self.dim_x, dtype=torch.float64)
+            return x.uniform_(*self.x_range)
+        line = torch.linspace(*self.x_range, self.x_grid, dtype=torch.float64)
+        nodes = torch.cartesian_prod(*[line] * self.dim_x).reshape(-1, self.dim_x)
+        order = torch.rand(batch_size, len(nodes)).argsort(dim=-1)
+        # Of a figure only the context is used; behind it the order may begin anew.
+        return nodes[order[:, torch.arange(num_points) % len(nodes)]]
 
     def train_dataloader(self) -> DataLoader:
         return self._training_loader(self.steps_per_epoch)
@@ -258,6 +278,19 @@ class GPDataModule(TaskDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
+
+
+def _check_grid(x_grid: int, dim_x: int, sizes: TaskSizes) -> None:
+    if x_grid < 2:
+        raise InputError(f"x_grid={x_grid} must be 2 or more points in each dimension")
+    nodes, most = x_grid**dim_x, sizes.max - 1
+    if sizes.num_targets is not None:
+        most = max(most, sizes.most_context + sizes.num_targets)
+    if nodes < most:
+        raise InputError(
+            f"x_grid={x_grid} gives {nodes:,} points in {dim_x} dimension(s), and a task may have "
+            f"{most:,}: take a finer grid, or lower max_num_points or num_targets"
+        )
 
 
 def _check_same_priors(kernel: RandomKernel, easier: RandomKernel) -> None:

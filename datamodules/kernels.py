@@ -10,7 +10,7 @@ from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, RBFKernel, S
 from gpytorch.priors import Prior, UniformPrior
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Beta, constraints
 
 
 class SquaredUniformPrior(UniformPrior):
@@ -45,6 +45,19 @@ class LogUniformPrior(UniformPrior):
         inside = self.support.check(value)
         density = -value.log() - (self.high - self.low).log()
         return density.masked_fill(~inside, -math.inf)
+
+
+class BetaPrior(Prior, Beta):
+    """A variable between 0 and 1, with density proportional to $z^{a - 1} (1 - z)^{b - 1}$."""
+
+    def __init__(self, a: float | Tensor, b: float | Tensor) -> None:
+        nn.Module.__init__(self)
+        Beta.__init__(self, a, b)
+        self._transform = None
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "BetaPrior":
+        shape = torch.Size(batch_shape)
+        return BetaPrior(self.concentration1.expand(shape), self.concentration0.expand(shape))
 
 
 class Product(ProductKernel):

@@ -6,14 +6,14 @@ import lightning as L
 import numpy as np
 import pytest
 import yaml
-from helpers.image_files import write_celeba, write_emnist
+from helpers.image_files import write_celeba, write_cifar10, write_emnist, write_mnist
 
 from npbench.cli import main
 from npbench.commands.sections import instantiate
 
 ROOT = Path(__file__).parents[1]
 # Those of the trainer are no experiments: tests/test_clusters.py.
-KERNELS = sorted((ROOT / "configs/gp/kernels").glob("*.yaml"))
+KERNELS = sorted((ROOT / "configs").glob("gp*/kernels/*.yaml"))
 CONFIGS = sorted(
     set((ROOT / "configs").rglob("*.yaml"))
     - set((ROOT / "configs/trainer").iterdir())
@@ -27,9 +27,15 @@ FAST = ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "2", "--data.b
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Options that put small data sets in the place of the official ones, by folder of configs."""
-    folders = {"emnist": tmp_path_factory.mktemp("emnist"), "celeba": tmp_path_factory.mktemp("c")}
-    write_emnist(folders["emnist"])
-    write_celeba(folders["celeba"])
+    write = {
+        "emnist": write_emnist,
+        "celeba": write_celeba,
+        "mnist": write_mnist,
+        "cifar10": write_cifar10,
+    }
+    folders = {name: tmp_path_factory.mktemp(name) for name in write}
+    for name, folder in folders.items():
+        write[name](folder)
     few = ["--data.num_val_tasks", "4", "--data.eval_batch_size", "2"]
     options = {name: ["--data.root", str(folder), *few] for name, folder in folders.items()}
     badges = tmp_path_factory.mktemp("stackoverflow")
@@ -37,6 +43,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
     options["sir"] = ["--data.size", "16", "--data.min_context", "8", "--data.max_context", "32",
                       "--data.num_targets", "64", *few]  # fmt: skip
+    options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
     options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
     return options
 
@@ -95,6 +102,33 @@ def test_the_resolution_of_celeba_is_one_field(
     assert data.completion_task().xt.shape == (1, resolution**2 - 50, 2)
 
 
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs/gp2d").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_tasks_of_several_inputs_have_the_paper_s_sizes_and_exact_answers(
+    config: Path,
+) -> None:
+    data = instantiate(config, "data", L.LightningDataModule, [])
+    assert (data.sizes.min, data.sizes.most_context) == (12, 127)
+    task = data.evaluation_batch(range(2))
+    assert task.xt.shape[-1] == (3 if config.stem.endswith("3d") else 2)
+    assert task.exact.log_likelihood.isfinite().all()
+    on_grid = ((task.xt + 2) * 31 / 4 - ((task.xt + 2) * 31 / 4).round()).abs() < 1e-4
+    assert on_grid[task.target_mask].all() == config.stem.endswith("grid")
+
+
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs/celeba").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_paper_s_configurations_resize_faces_as_a_whole(
+    config: Path, small_data: dict[str, list[str]]
+) -> None:
+    data = instantiate(config, "data", L.LightningDataModule, small_data["celeba"])
+    assert not data.decoder.center_crop
+    options = [*small_data["celeba"], "--data.center_crop", "true"]
+    assert instantiate(config, "data", L.LightningDataModule, options).decoder.center_crop
+
+
 @pytest.mark.usefixtures("as_a_user")
 @pytest.mark.parametrize(
     ("config", "options", "message"),
@@ -102,6 +136,8 @@ def test_the_resolution_of_celeba_is_one_field(
         ("celeba/cmanp", ["--data.resolution", "33"], "resolution=33 must be 32, 64 or 128"),
         ("celeba/cmanp", ["--data.root", "nowhere"], "nowhere lacks list_eval_partition.txt, "),
         ("celeba/cmanp", ["--data.on_corrupt", "skpi"], "on_corrupt"),
+        ("mnist/cmanp", ["--data.root", "nowhere"], "nowhere/MNIST/raw lacks train-images-idx3-"),
+        ("cifar10/cmanp", ["--data.root", "nowhere"], "nowhere/cifar-10-batches-py lacks data_bat"),
         ("emnist/cmanp", ["--data.root", "nowhere"], "nowhere/EMNIST/raw lacks emnist-balanced-"),
         ("emnist/cmanp", ["--data.class_range", "[0, 48]"], "the classes are 0–46"),
         ("emnist/cmanp", ["--data.classes", "[0, 10]"], "classes"),
@@ -115,6 +151,8 @@ def test_the_resolution_of_celeba_is_one_field(
         "resolution",
         "celeba",
         "on_corrupt",
+        "mnist",
+        "cifar10",
         "emnist",
         "class_range",
         "field",
@@ -138,7 +176,7 @@ def test_a_mistake_in_the_data_ends_in_one_sentence(
 
 
 @pytest.mark.usefixtures("as_a_user")
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
 def test_a_kernel_replaces_the_default(kernel: Path, tmp_path: Path) -> None:
     config = ["--config", str(ROOT / "configs/gp/cnp.yaml"), "--data.kernel", str(kernel)]
     root = ["--trainer.default_root_dir", str(tmp_path)]

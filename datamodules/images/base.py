@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -219,6 +219,13 @@ class ImageDataModule(TaskDataModule):
     def _test_loader(self, part: Part) -> DataLoader:
         number = len(self.image_sets[part])
         return self._evaluation_loader(min(number, self.num_test_tasks or number), part)
+
+
+def evenly_spaced(num_images: int, number: int) -> Bool[np.ndarray, "images"]:
+    """Which of so many images are chosen, if `number` of them are, evenly spaced from the first."""
+    chosen = np.zeros(num_images, bool)
+    chosen[np.arange(number) * num_images // number] = True
+    return chosen
 
 
 def _shuffled(positions: range, num_images: int, seed: int) -> Int[np.ndarray, "batch"]:

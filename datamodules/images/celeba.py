@@ -32,8 +32,9 @@ class CelebADataModule(ImageDataModule):
 
     The files are `img_align_celeba/`, `list_eval_partition.txt` and `identity_CelebA.txt`, as they
     are published, in `root` or in `root/celeba`, where torchvision keeps them. The pictures are
-    decoded once: the central 178×178 of the 178×218 pixels are resized, into a cache of 0.6, 2.3 or
-    9.3 GiB that all processes share.
+    decoded once and resized (bicubic), into a cache of 0.6, 2.3 or 9.3 GiB that all processes
+    share. The official code resizes all 178×218 pixels; that is `center_crop=False`, which the
+    configurations of the paper's models set.
 
     Args:
         root: the folder that holds these files, or `celeba/` with them.
@@ -45,7 +46,8 @@ class CelebADataModule(ImageDataModule):
         download: get the files (1.4 GB) if they are missing; this takes the package gdown.
         max_num_targets: most targets of a training task; by default 400 above resolution 32.
         num_val_tasks: number of validation tasks.
-        center_crop: cut out the central square; otherwise the whole picture is squeezed.
+        center_crop: cut out the central 178×178 pixels first, so that faces keep their proportions;
+            otherwise the whole picture is squeezed. Each of the two has a cache of its own.
         on_corrupt: leave out pictures that cannot be decoded, with a warning, or raise an error.
         cache_dir: where to keep the cache; by default it is `npbench-cache` beside the pictures.
             One folder may hold caches of several resolutions and sets of pictures.

@@ -6,7 +6,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from torchvision.datasets import EMNIST
 
-from datamodules.images.base import ImageDataModule, ImageSet
+from datamodules.images.base import ImageDataModule, ImageSet, evenly_spaced
 from datamodules.images.idx import find_idx, load_idx
 from datamodules.loading import Part, at_least_one
 from npbench.errors import InputError
@@ -116,8 +116,7 @@ class EMNISTDataModule(ImageDataModule):
                 f"num_val_tasks={self.num_val_tasks} leaves none to train on of the {len(rows)} "
                 f"training images of classes {self.class_range[0]}–{self.class_range[1] - 1}"
             )
-        held_out = np.zeros(len(rows), bool)
-        held_out[np.arange(self.num_val_tasks) * len(rows) // self.num_val_tasks] = True
+        held_out = evenly_spaced(len(rows), self.num_val_tasks)
         seen = self._is_seen(test_label)
         if not seen.any():
             raise InputError(

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal, Normal
 from datamodules import Curriculum, GPDataModule
 from datamodules.gaussian_process import GPDraw, realise
 from datamodules.kernels import (
+    BetaPrior,
     LogUniformPrior,
     Noise,
     OneOf,
@@ -644,6 +645,21 @@ def test_a_squared_uniform_prior_is_the_square_of_a_uniform_one() -> None:
     assert torch.trapezoid(density[below], value[below]).item() == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_beta_prior_is_the_beta_distribution() -> None:
+    """With mean 3/10 and variance 21/1100."""
+    lengths = RandomKernel(RBFKernel(lengthscale_prior=BetaPrior(3.0, 7.0))).draw(4000)[0]
+    assert lengths.shape == (4000, 1, 1)
+    assert ((lengths > 0) & (lengths < 1)).all()
+    std = (21 / 1100) ** 0.5
+    assert (lengths.mean() - 0.3).abs() < 5 * std / 4000**0.5
+    assert lengths.std().item() == pytest.approx(std, rel=0.06)
+    value = torch.linspace(1e-6, 1 - 1e-6, 20_001)
+    density = BetaPrior(3.0, 7.0).log_prob(value).exp()
+    assert torch.trapezoid(density, value).item() == pytest.approx(1.0, abs=1e-4)
+    assert_close(density, 252 * value**2 * (1 - value) ** 6, 1e-4)
+    assert BetaPrior(3.0, 7.0).expand([2]).sample().shape == (2,)
+
+
 # Curriculum
 
 
@@ -695,6 +711,42 @@ def test_a_curriculum_does_not_touch_evaluation() -> None:
     assert_same_record(with_it.evaluation_batch(range(3)), without.evaluation_batch(range(3)))
 
 
+# Inputs on a grid
+
+
+@pytest.mark.parametrize("dim_x", [1, 2, 3])
+def test_inputs_on_a_grid_are_nodes_of_it_and_no_two_the_same(dim_x: int) -> None:
+    side = {1: 50, 2: 8, 3: 4}[dim_x]
+    data = GPDataModule(dim_x=dim_x, x_grid=side, x_range=(1.0, 3.0), kernel=fixed_rbf())
+    line = torch.linspace(1.0, 3.0, side)
+    for batch in (data.training_batch(0), data.evaluation_batch(range(3))):
+        for task in single_tasks(batch):
+            x = torch.cat([task.xc, task.xt], dim=1)[0]
+            assert (x[..., None] - line).abs().amin(dim=-1).max() < 1e-6
+            assert len(x.unique(dim=0)) == len(x)
+    every = torch.cat([data.training_batch(i).xc.flatten(0, 1) for i in range(40)])
+    assert len(every.unique(dim=0)) == side**dim_x
+
+
+def test_exact_answers_on_a_grid_are_those_of_the_textbook() -> None:
+    data = GPDataModule(dim_x=2, x_grid=8, kernel=fixed_rbf(0.7, 0.4), noise_std=0.05)
+    for task in single_tasks(data.evaluation_batch(range(4))):
+        x = torch.cat([task.xc, task.xt], dim=1)[0].double()
+        covariance = 0.49 * (-0.5 * torch.cdist(x, x).square() / 0.16).exp()
+        assert_exact(task, covariance + 0.05**2 * torch.eye(len(x)))
+
+
+def test_the_smallest_grid_that_holds_a_task_is_enough() -> None:
+    data = GPDataModule(dim_x=2, x_grid=7, max_num_points=50)
+    assert data.figure_task().xt.shape == (1, 24**2, 2)
+    data.evaluation_batch(range(4))
+
+
+def test_scattered_inputs_do_not_depend_on_the_option() -> None:
+    plain, none = GPDataModule(dim_x=2), GPDataModule(dim_x=2, x_grid=None)
+    assert_same_record(plain.training_batch(0), none.training_batch(0))
+
+
 # Arguments
 
 
@@ -713,6 +765,9 @@ def test_a_curriculum_does_not_touch_evaluation() -> None:
         ({"steps_per_epoch": -1}, "steps_per_epoch=-1"),
         ({"num_val_tasks": -1}, "num_val_tasks=-1"),
         ({"curriculum": Curriculum(RBFKernel(), 10)}, "curriculum"),
+        ({"x_grid": 1}, "x_grid=1 must be 2 or more points in each dimension"),
+        ({"x_grid": 6, "dim_x": 2}, r"x_grid=6 gives 36 points in 2 .*, and a task may have 49"),
+        ({"x_grid": 7, "dim_x": 2, "num_targets": 9}, r"49 points .* a task may have 55"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -8,14 +8,22 @@ import torch
 
 from datamodules import (
     CelebADataModule,
+    CIFAR10DataModule,
     EMNISTDataModule,
     GPDataModule,
     ImageFolderDataModule,
+    MNISTDataModule,
 )
 from datamodules.images.base import ImageDataModule
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 
-IMAGE_MODULES = [EMNISTDataModule, CelebADataModule, ImageFolderDataModule]
+IMAGE_MODULES = [
+    EMNISTDataModule,
+    CelebADataModule,
+    ImageFolderDataModule,
+    MNISTDataModule,
+    CIFAR10DataModule,
+]
 
 
 def pairs(split: ContextTargetSplit) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """Small data sets of images in the official formats, written for the tests."""
 
 import gzip
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,42 @@ def write_emnist(
             else:
                 file.write_bytes(content)
     return splits
+
+
+def write_mnist(
+    root: Path, num_train: int = 60, num_test: int = 20, zipped: bool = False
+) -> dict[str, np.ndarray]:
+    """MNIST: the images of "train" and "test", which are returned, and none of the labels."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    images, _ = digits(num_train + num_test)
+    splits = {"train": images[:num_train], "test": images[num_train:]}
+    for split, name in {"train": "train", "test": "t10k"}.items():
+        file = folder / f"{name}-images-idx3-ubyte"
+        if zipped:
+            Path(f"{file}.gz").write_bytes(gzip.compress(idx(splits[split])))
+        else:
+            file.write_bytes(idx(splits[split]))
+    return splits
+
+
+def write_cifar10(root: Path, num_each: int = 8, binary: bool = False) -> dict[str, np.ndarray]:
+    """CIFAR-10 with so many pictures a file: those of "train" and "test", which are returned."""
+    folder = root / f"cifar-10-batches-{'bin' if binary else 'py'}"
+    folder.mkdir(parents=True)
+    batches = []
+    for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        pictures = [photo(seed + number * num_each, 32, 32) for seed in range(num_each)]
+        pixels = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
+        batches.append(pixels)
+        values, labels = pixels.reshape(num_each, -1), np.arange(num_each, dtype=np.uint8) % 10
+        if binary:
+            records = np.concatenate([labels[:, None], values], axis=1)
+            (folder / f"{name}.bin").write_bytes(records.tobytes())
+        else:
+            content = {"batch_label": name, "labels": labels.tolist(), "data": values}
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return {"train": np.concatenate(batches[:5]), "test": batches[5]}
 
 
 def photo(seed: int, width: int = 178, height: int = 218) -> Image.Image:

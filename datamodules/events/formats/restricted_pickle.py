@@ -4,26 +4,29 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from npbench.errors import InputError
 
 
-def load_plain(path: Path) -> Any:
+def load_plain(path: Path, keep_arrays: bool = False) -> Any:
     """Load what a pickle holds, if that is dictionaries, lists, tuples, strings and numbers.
 
     NumPy's numbers become Python's and its arrays become lists. They are rebuilt here, because
     NumPy's own functions for that trust the file.
+
+    Args:
+        path: the pickle.
+        keep_arrays: arrays become `KeptArray` instead, which takes less memory than lists.
 
     Raises:
         InputError: if the pickle asks for anything else, which the message names, or is damaged.
     """
     with open(path, "rb") as file:
         try:
-            # Latin 1 decodes the strings of Python 2, which the bytes of NumPy arrays are too.
-            return _PlainUnpickler(file, encoding="latin-1").load()
+            return _PlainUnpickler(file, _KEEPING if keep_arrays else _NUMPY).load()
         except _RefusedError as error:
             raise InputError(
                 f"{path} asks for {error}, and only plain containers and numbers are loaded from a "
@@ -38,6 +41,11 @@ class _RefusedError(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, numpy: dict[str, Callable[..., Any]]) -> None:
+        # Latin 1 decodes the strings of Python 2, which the bytes of NumPy arrays are too.
+        super().__init__(file, encoding="latin-1")
+        self._numpy = numpy
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) == ("collections", "OrderedDict"):
             return _Rebuild(OrderedDict)
@@ -45,8 +53,8 @@ class _PlainUnpickler(pickle.Unpickler):
             return _Rebuild(_encode)
         if name == "bytes" and module in ("builtins", "__builtin__"):
             return _Rebuild(_no_bytes)
-        if module.split(".")[0] == "numpy" and name in _NUMPY:
-            return _Rebuild(_NUMPY[name])
+        if module.split(".")[0] == "numpy" and name in self._numpy:
+            return _Rebuild(self._numpy[name])
         raise _RefusedError(f"{module}.{name}")
 
 
@@ -86,6 +94,17 @@ class _Array(list):
         self[:] = _from_buffer(content, dtype, shape, "F" if is_fortran else "C")
 
 
+class KeptArray:
+    """A NumPy array of numbers. Its numbers arrive with its state, after it was made."""
+
+    def __init__(self) -> None:
+        self.array: np.ndarray = np.empty(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, content = state
+        self.array = _array(content, dtype, shape, "F" if is_fortran else "C")
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """The bytes of text, which Python 3 writes in this way for Python 2."""
     if encoding not in ("latin1", "latin-1"):
@@ -98,9 +117,19 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _from_buffer(content: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> list:
+def _array(content: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> np.ndarray:
     content = content.encode("latin-1") if isinstance(content, str) else content
-    return np.frombuffer(content, dtype.dtype).reshape(shape, order=order).tolist()
+    return np.frombuffer(content, dtype.dtype).reshape(shape, order=order)
+
+
+def _from_buffer(content: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> list:
+    return _array(content, dtype, shape, order).tolist()
+
+
+def _kept(content: Any, dtype: _Dtype, shape: tuple, order: str = "C") -> KeptArray:
+    kept = KeptArray()
+    kept.array = _array(content, dtype, shape, order)
+    return kept
 
 
 def _scalar(dtype: _Dtype, content: Any) -> Any:
@@ -115,4 +144,9 @@ _NUMPY = {
     "scalar": _scalar,
     "_reconstruct": lambda *_: _Array(),
     "_frombuffer": _from_buffer,
+}
+_KEEPING = _NUMPY | {
+    "ndarray": KeptArray,
+    "_reconstruct": lambda *_: KeptArray(),
+    "_frombuffer": _kept,
 }

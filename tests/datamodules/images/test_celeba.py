@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.image_files import write_celeba, write_list
+from PIL import Image
 from torchvision import datasets
 
 from datamodules import CelebADataModule
@@ -70,6 +71,28 @@ def test_resolutions_have_caches_of_their_own_beside_the_pictures(tmp_path: Path
     celeba(tmp_path, num_val_tasks=2, cache_dir=tmp_path / "other").setup()
     assert len(list(tmp_path.glob("npbench-cache/v1-*"))) == 2
     assert len(list(tmp_path.glob("other/v1-*"))) == 1
+
+
+def test_pictures_are_resized_as_a_whole_as_the_official_code_does_it(tmp_path: Path) -> None:
+    write_celeba(tmp_path, num_images=10)
+    images = celeba(tmp_path, num_val_tasks=2, center_crop=False).image_sets[Part.TEST]
+    for row, name in enumerate(names_of(images)):
+        with Image.open(tmp_path / "img_align_celeba" / name) as picture:
+            official = np.asarray(picture.resize((32, 32))).transpose(2, 0, 1)
+        assert np.array_equal(images[[row]][0], official)
+
+
+def test_a_cache_of_central_squares_is_not_taken_for_one_of_whole_pictures(tmp_path: Path) -> None:
+    write_celeba(tmp_path, num_images=10)
+    squares, whole = (
+        celeba(tmp_path, num_val_tasks=2, center_crop=crop).image_sets[Part.TEST]
+        for crop in (True, False)
+    )
+    assert len(list(tmp_path.glob("npbench-cache/v1-*"))) == 2
+    assert not np.array_equal(squares.array, whole.array)
+    (row, *_) = squares.rows
+    first = Decoder(32, 3)(tmp_path / f"img_align_celeba/{row + 1:06d}.jpg")
+    assert np.array_equal(squares[[0]][0], first)
 
 
 def test_a_corrupt_picture_is_left_out_of_its_split(tmp_path: Path) -> None:
