@@ -210,12 +210,13 @@ class LaterCMANP(CMANP):
         norm_residual: bool = True,
         context_chunk_size: int | None = None,
         likelihood: Likelihood = "gaussian",
+        with_mass: bool = False,
         sizes: Sequence[float] = (0.0, 1.0),
     ) -> None:
         super().__init__(
             dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
             num_block_latents, embed_depth, dropout, bound_std, qk_norm, norm_residual,
-            context_chunk_size, likelihood,
+            context_chunk_size, likelihood, with_mass,
         )  # fmt: skip
 
 
@@ -232,7 +233,7 @@ def later(model: CMANP, **arguments: object) -> CMANP:
 def as_version_1(path: Path, model: CMANP) -> None:
     """Make a state file what release 0.1.0 would have written."""
     # Those without effect, and those that came later.
-    left_out = {"context_chunk_size", "dropout", "likelihood"}
+    left_out = {"context_chunk_size", "dropout", "likelihood", "with_mass"}
     arguments = {k: v for k, v in model.hparams.items() if k not in left_out}
     digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(arguments)}".encode())
     for name, tensor in model.state_dict().items():
