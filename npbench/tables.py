@@ -121,7 +121,7 @@ class PointTable:
                 for batch in file.iter_batches(self.chunk_size, columns=columns):
                     yield pa.Table.from_batches([batch])
                 return
-            rows = file.schema.empty_table()
+            rows = pa.Table.from_batches([], file.schema)
             for block in file:
                 rows = pa.concat_tables([rows, pa.Table.from_batches([block])])
                 while len(rows) >= self.chunk_size:

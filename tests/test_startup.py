@@ -16,7 +16,7 @@ from npbench.training.lightning_parts import save_untrained
 
 ROOT = Path(__file__).parents[1]
 # The compiler and Lightning take seconds.
-SLOW = ["torch._dynamo", "lightning", "torchmetrics", "scipy", "matplotlib", "gpytorch"]
+SLOW = ["torch._dynamo", "sympy", "lightning", "torchmetrics", "scipy", "matplotlib", "gpytorch"]
 _SHOW = "print('IMPORTED', *(name for name in {names} if name in sys.modules))"
 
 

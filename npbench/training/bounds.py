@@ -16,6 +16,8 @@ _FACTORIES = {
     torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.linspace,
     torch.logspace, torch.rand, torch.randn, torch.randint, torch.randperm, torch.empty_strided,
 }  # fmt: skip
+# On the meta device this imports the symbols of torch's compiler, which takes a second.
+_INSTEAD_OF = {torch.randn: torch.empty}
 # A constructor makes more tensors than it keeps.
 _ABOUT_DEVICES = {"device", "generator", "out", "pin_memory"}
 _SPARE_BYTES, _SPARE_TENSORS, _SPARE_FACTOR = 2**26, 1000, 16
@@ -117,6 +119,7 @@ def _size_of_result(
     without = {name: value for name, value in kwargs.items() if name not in _ABOUT_DEVICES}
     if func in _FACTORIES:
         without["device"] = "meta"
+        func = _INSTEAD_OF.get(func, func)
     with suppress(Exception):  # many functions do not work without values
         result = func(
             *map(_without_values, args), **{k: _without_values(v) for k, v in without.items()}
