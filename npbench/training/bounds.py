@@ -17,7 +17,7 @@ _FACTORIES = {
     torch.logspace, torch.rand, torch.randn, torch.randint, torch.randperm, torch.empty_strided,
 }  # fmt: skip
 # On the meta device this imports the symbols of torch's compiler, which takes a second.
-_INSTEAD_OF = {torch.randn: torch.empty}
+_INSTEAD_OF: dict[Callable[..., Any], Callable[..., Any]] = {torch.randn: torch.empty}
 # A constructor makes more tensors than it keeps.
 _ABOUT_DEVICES = {"device", "generator", "out", "pin_memory"}
 _SPARE_BYTES, _SPARE_TENSORS, _SPARE_FACTOR = 2**26, 1000, 16
