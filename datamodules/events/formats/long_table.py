@@ -4,6 +4,7 @@ import gzip
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from npbench.point_files import dialect_of
 
 # Characters of a CSV file that tell its dialect.
 _SEEN = 2**16
+# Pandas below 3 loses the last digit of a time unless it is told not to.
+_EXACTLY: Any = {} if int(pd.__version__.split(".")[0]) >= 3 else {"float_precision": "round_trip"}
 _WHOLE = r"\s*(0|-?[1-9]\d*)(\.0*)?\s*"
 
 
@@ -81,8 +84,7 @@ def _load_frame(path: Path, columns: Sequence[str]) -> tuple[pd.DataFrame, str]:
             na_values=[""],
             skip_blank_lines=False,
             low_memory=False,
-            # The quick way of older versions of pandas loses the last digit of a time.
-            float_precision="round_trip",
+            **_EXACTLY,
         )
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
