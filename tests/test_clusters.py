@@ -31,7 +31,11 @@ SMALL = [
 
 @pytest.fixture
 def _no_process_group_left() -> Iterator[None]:
+    """Nor the variables by which Lightning tells processes their ranks."""
+    environment = dict(os.environ)
     yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
     if dist.is_initialized():
         dist.destroy_process_group()
 

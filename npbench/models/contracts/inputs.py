@@ -150,10 +150,9 @@ class Inputs:
     def _tensor(self, name: str, value: Tensor | np.ndarray, mask: Tensor | None) -> Tensor:
         """The values as a tensor of the model's type, with 0 wherever the mask says so."""
         tensor = self._converted(name, value) if isinstance(value, np.ndarray) else value
-        if torch.can_cast(tensor.dtype, self.dtype):
-            tensor = tensor.to(self.device, self.dtype)
-        else:
+        if tensor.is_complex():
             raise InputError(f"{name} holds {tensor.dtype} values, not real numbers")
+        tensor = tensor.to(self.device, self.dtype)
         return tensor if mask is None else tensor.masked_fill(~mask[..., None], 0.0)
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:
