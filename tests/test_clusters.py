@@ -98,7 +98,7 @@ def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on(tmp_path: Path) -
         os.killpg(first.pid, signal.SIGKILL)
     second = submit()
     try:
-        assert second.wait(timeout=90) == 0
+        assert second.wait(timeout=150) == 0
     finally:
         if second.poll() is None:
             os.killpg(second.pid, signal.SIGKILL)
@@ -108,7 +108,7 @@ def test_a_slurm_job_at_its_time_limit_is_requeued_and_goes_on(tmp_path: Path) -
     assert steps.max() == 59
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

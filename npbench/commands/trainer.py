@@ -1,5 +1,6 @@
 """`npbench fit`, `validate`, `test` and `predict`: the commands of Lightning's trainer."""
 
+import atexit
 import shlex
 import sys
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
+from torch import distributed
 
 from npbench.callbacks import (
     BestCheckpoint,
@@ -204,6 +206,7 @@ def run(args: Sequence[str] | None = None) -> None:
         InputError: on what a configuration or a checkpoint says and cannot be.
         SystemExit: with code 143, if SIGTERM has ended the run.
     """
+    atexit.register(_leave_processes)
     try:
         NPBenchCLI(
             L.LightningModule,
@@ -221,6 +224,13 @@ def run(args: Sequence[str] | None = None) -> None:
     except SIGTERMException:
         print("npbench: ended by SIGTERM", file=sys.stderr)
         raise SystemExit(_SIGTERM_CODE) from None
+
+
+def _leave_processes() -> None:
+    """Take leave of the other processes of a run, whose threads would else be cut off at the end:
+    Lightning does it for NCCL alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def new_version(root: Path) -> int | None:
