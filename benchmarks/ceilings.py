@@ -1,7 +1,7 @@
 """What the best predictors score on the fixed test tasks: who knows each kernel, who knows priors.
 
     python -m benchmarks.ceilings rbf matern52 --tasks 1600        # 3 minutes on one core
-    python -m benchmarks.ceilings periodic --tasks 640 --draws 512
+    python -m benchmarks.ceilings periodic --tasks 640 --draws 1024
 
 Exact: Gaussian processes with the true hyper-parameters. Bayes: averaged over the hyper-parameters
 that the context leaves possible (`datamodules.bayes`), as a mixture and as the Gaussian of its

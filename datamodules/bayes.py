@@ -43,7 +43,7 @@ class BayesianCeiling:
     which others it is computed with.
 
     Draws that miss a part of the posterior give too low a ceiling, never one too high on average.
-    128 suffice for lengths and scales, 256 for periods.
+    128 suffice for lengths and scales. Of periods even 256 miss some, and the ceiling is too low.
 
     Args:
         kernel: with its priors.
