@@ -82,6 +82,27 @@ class SavedState(State, ABC):
             InputError: if the state is not finite: no query of it would be; and if a ledger is
                 asked for and it has none.
         """
+        state_files.write(path, self._contents(str(path), ledger), model, self._all_notes(notes))
+
+    def to_bytes(
+        self, model: NeuralProcess | None = None, ledger: bool = False, **notes: str
+    ) -> bytes:
+        """What a file of the state holds, for a column of a table or a message to another machine.
+
+        Args, raises: as `save`.
+
+        Example:
+            >>> import torch
+            >>> from npbench.models import SecondMomentNP
+            >>> model = SecondMomentNP(dim_x=1, dim_y=1).eval()
+            >>> data = model.condition(torch.randn(1, 9, 1), torch.randn(1, 9, 1)).to_bytes(model)
+            >>> model.state_class.from_bytes(data, model).batch_size
+            1
+        """
+        return state_files.pack(self._contents("bytes", ledger), model, self._all_notes(notes))
+
+    def _contents(self, name: str, ledger: bool) -> dict[str, Tensor]:
+        """The tensors that are saved, which errors call `name`."""
         if ledger and self.ledger is None:
             raise InputError(
                 "the state has no ledger, which only condition(..., ledger=True) begins; condition "
@@ -89,13 +110,16 @@ class SavedState(State, ABC):
             )
         if not self.is_finite():
             raise InputError(
-                f"the state holds NaN or infinite numbers, and is not written to {path}: condition "
+                f"the state holds NaN or infinite numbers, and is not written to {name}: condition "
                 f"without the points that overflow"
             )
         tensors = dict(self._tensors_to_save())
         if ledger and self.ledger is not None:
             tensors[_LEDGER] = self.ledger.to_tensor()
-        state_files.write(path, tensors, model, {**notes, **self._notes()})
+        return tensors
+
+    def _all_notes(self, notes: Mapping[str, str]) -> Mapping[str, str]:
+        return {**notes, **self._notes()}
 
     @classmethod
     def load(
@@ -113,22 +137,42 @@ class SavedState(State, ABC):
             InputError: if the file is no saved state or damaged, or one of another model or other
                 weights, or of other shapes than the model's states have.
         """
-        tensors = state_files.read(path, model)
+        return cls._of(
+            str(path), state_files.read(path, model), state_files.read_notes(path), model
+        )
+
+    @classmethod
+    def from_bytes(cls: type[Saved], data: bytes, model: NeuralProcess | None = None) -> Saved:
+        """The state that `to_bytes` has made of it.
+
+        Args, raises: as `load`.
+        """
+        return cls._of("the state", *state_files.unpack("the state", data, model), model)
+
+    @classmethod
+    def _of(
+        cls: type[Saved],
+        name: str,
+        tensors: Mapping[str, Tensor],
+        notes: Mapping[str, str],
+        model: NeuralProcess | None,
+    ) -> Saved:
+        """The state of what is saved, which errors call `name`."""
         try:
-            state = cls._from_file(tensors, state_files.read_notes(path))
+            state = cls._from_file(tensors, notes)
             if (digests := tensors.get(_LEDGER)) is not None:
                 state = replace(state, ledger=Ledger.from_tensor(digests))
         except KeyError as error:
             raise InputError(
-                f"{path} holds the state of another model: it has no {error}"
+                f"{name} holds the state of another model: it has no {error}"
             ) from error
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} holds no state of {cls.__name__}: {error}") from error
+            raise InputError(f"{name} holds no state of {cls.__name__}: {error}") from error
         if model is not None:
-            state._check_shapes(path, model)
+            state._check_shapes(name, model)
         return state if model is None else state.to(next(model.parameters()).device)
 
-    def _check_shapes(self, path: str | os.PathLike, model: NeuralProcess) -> None:
+    def _check_shapes(self, source: str, model: NeuralProcess) -> None:
         """Refuse a state whose tensors are not those of the model's state of no points."""
         like = next(model.parameters())
         with evaluating(model):
@@ -142,7 +186,7 @@ class SavedState(State, ABC):
                 tasks = there[self.batch_dim] = tasks or shape[self.batch_dim]
             if shape != there or tensor.is_floating_point() != expected[name].is_floating_point():
                 raise InputError(
-                    f"{path} holds {name} of shape {shape} and type {tensor.dtype}, where the "
+                    f"{source} holds {name} of shape {shape} and type {tensor.dtype}, where the "
                     f"model's has {there} and {expected[name].dtype}"
                 )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from npbench.errors import InputError
@@ -47,14 +47,21 @@ def write(
     model: NeuralProcess | None,
     notes: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file, complete or not at all; see `CMANPState.save`."""
+    """Write a safetensors file, complete or not at all; see `SavedState.save`."""
+    data = pack(tensors, model, notes)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+def pack(
+    tensors: Mapping[str, Tensor], model: NeuralProcess | None, notes: Mapping[str, str]
+) -> bytes:
+    """What a state file holds; see `SavedState.to_bytes`."""
     facts = {**notes, "format": _FORMAT, "version": _VERSION}
     if model is not None:
         facts["fingerprint"] = fingerprint(model)
     saved = {name: z.detach().cpu().contiguous() for name, z in tensors.items()}
-    data = save(saved, facts | {_CHECKSUM: _checksum(facts, saved)})
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(data)
+    return save(saved, facts | {_CHECKSUM: _checksum(facts, saved)})
 
 
 def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[str, Tensor]:
@@ -67,11 +74,7 @@ def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[st
     facts = read_notes(path)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # Releases up to 0.1.0 wrote no checksum.
-    if facts.get(_CHECKSUM) not in (None, _checksum(facts, tensors)):
-        raise InputError(f"{path} is damaged: it does not have the checksum that was saved with it")
-    if model is not None:
-        check_fingerprint(path, facts, model)
+    _check(path, tensors, facts, model)
     return tensors
 
 
@@ -88,14 +91,53 @@ def read_notes(path: str | os.PathLike) -> dict[str, str]:
             facts = file.metadata() or {}
     except SafetensorError as error:
         raise InputError(f"{path} is no state file: {error}") from error
+    _check_notes(path, facts)
+    return facts
+
+
+def unpack(
+    name: str, data: bytes, model: NeuralProcess | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the notes of `pack`; `name` is what errors call the bytes.
+
+    Raises:
+        InputError: as `read`.
+    """
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise InputError(f"{name} is no saved state: {error}") from error
+    # The format begins with the length of its header, which is JSON.
+    length = int.from_bytes(data[:8], "little")
+    facts = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    _check_notes(name, facts)
+    _check(name, tensors, facts, model)
+    return tensors, facts
+
+
+def _check_notes(name: str | os.PathLike, facts: Mapping[str, str]) -> None:
+    """Refuse what is no saved state, or one of a version that is not known."""
     if facts.get("format") != _FORMAT:
-        raise InputError(f"{path} holds tensors, but no state that npbench has saved")
+        raise InputError(f"{name} holds tensors, but no state that npbench has saved")
     if (version := facts.get("version")) not in _FINGERPRINTS:
         versions = " and ".join(_FINGERPRINTS)
         raise InputError(
-            f"{path} is a state file of version {version}; this npbench reads {versions}"
+            f"{name} is a state file of version {version}; this npbench reads {versions}"
         )
-    return facts
+
+
+def _check(
+    name: str | os.PathLike,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, str],
+    model: NeuralProcess | None,
+) -> None:
+    """Refuse what is not as it was saved, or was saved with another model than the one given."""
+    # Releases up to 0.1.0 wrote no checksum.
+    if facts.get(_CHECKSUM) not in (None, _checksum(facts, tensors)):
+        raise InputError(f"{name} is damaged: it does not have the checksum that was saved with it")
+    if model is not None:
+        check_fingerprint(name, facts, model)
 
 
 def check_fingerprint(

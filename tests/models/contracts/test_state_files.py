@@ -102,6 +102,28 @@ def test_a_file_of_the_paper_s_model_is_a_few_hundred_kilobytes_whatever_the_con
     assert 200_000 < size < 500_000
 
 
+def test_its_bytes_are_a_file(tmp_path: Path) -> None:
+    model, path = small_cmanp(), tmp_path / "state"
+    state = state_of(model)
+    data = state.to_bytes(model, day="2020-01-01")
+    assert_same_record(CMANPState.from_bytes(data, model), state)
+    path.write_bytes(data)
+    assert_same_record(CMANPState.load(path, model), state)
+    assert state_files.read_notes(path)["day"] == "2020-01-01"
+
+
+def test_bytes_that_are_damaged_or_of_another_model_are_refused() -> None:
+    model = small_cmanp()
+    data = state_of(model).to_bytes(model)
+    with pytest.raises(InputError, match="the state is a state of another model"):
+        CMANPState.from_bytes(data, small_cmanp())
+    with pytest.raises(InputError, match="the state is damaged"):
+        CMANPState.from_bytes(data[:-1] + bytes([data[-1] ^ 1]), model)
+    for wrong in (b"", b"npbench", data[:-8]):
+        with pytest.raises(InputError, match="the state is no saved state"):
+            CMANPState.from_bytes(wrong, model)
+
+
 def test_a_new_folder_is_made_and_notes_are_kept(tmp_path: Path) -> None:
     path, model = tmp_path / "new" / "folder" / "state", small_cmanp()
     state_of(model).save(path, model, x="lat,lon", day="2020-01-01", format="mine")
