@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,16 +116,7 @@ def _write_state(
         if rows:
             on_rows(rows)
         with evaluating(model):
-            for points in replace(table, skip=table.skip + rows):
-                try:
-                    more = model.condition(*points, **options)
-                except ValueOverflow as error:
-                    name = (*table.x, *table.y)[error.column]
-                    raise InputError(
-                        f"column {name} of {table.name} is of size {error.size:.6g} in row "
-                        f"{table.skip + rows + error.point + 1:,}, of which the model computes "
-                        f"what is not finite; drop such rows, or bring them to the unit of training"
-                    ) from error
+            for more, points in absorb(model, replace(table, skip=table.skip + rows), **options):
                 state = more if state is None else state.merge(more)
                 digest.update(np.hstack(points))
                 rows += len(points[0])
@@ -146,6 +137,31 @@ def _write_state(
             raise KeyboardInterrupt(f"; {kept}") from error
         raise InputError(f"{error}; {kept}") from error
     return rows
+
+
+def absorb(
+    model: NeuralProcess, table: PointTable, **options: Any
+) -> Iterator[tuple[Any, tuple[np.ndarray, np.ndarray]]]:
+    """The state of each chunk of `table`, with its points.
+
+    Args:
+        options: of `model.condition`.
+
+    Raises:
+        InputError: while iterating, on a row that cannot be absorbed; it is named.
+    """
+    row = table.skip
+    for points in table:
+        try:
+            yield model.condition(*points, **options), points
+        except ValueOverflow as error:
+            name = (*table.x, *table.y)[error.column]
+            raise InputError(
+                f"column {name} of {table.name} is of size {error.size:.6g} in row "
+                f"{row + error.point + 1:,}, of which the model computes what is not finite; drop "
+                f"such rows, or bring them to the unit of training"
+            ) from error
+        row += len(points[0])
 
 
 def forget_rows(

@@ -111,7 +111,7 @@ class PointTable:
             row += len(rows)
             if len(rest):
                 start = row - len(rest)
-                yield rest, self._values(rest, self.x, start), self._values(rest, self.y, start)
+                yield rest, self.values(rest, self.x, start), self.values(rest, self.y, start)
         return row
 
     def _batches(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -155,9 +155,7 @@ class PointTable:
         file = pa.parquet.ParquetFile(self.path, buffer_size=_BLOCK, pre_buffer=False)
         self._check_columns(file.schema_arrow.names)
         for name in (*self.x, *self.y):
-            kind = file.schema_arrow.field(name).type
-            if not any(is_kind(kind) for is_kind in _NUMBERS) and not self._are_dates(name, kind):
-                raise InputError(f"column {name} of {self.path} holds {kind} values, not numbers")
+            self._check_kind(name, file.schema_arrow.field(name).type)
         return file
 
     def _open_csv(self, columns: Sequence[str] | None) -> pyarrow.csv.CSVStreamingReader:
@@ -181,6 +179,11 @@ class PointTable:
             column_types=types, include_columns=columns, decimal_point=dialect.decimal
         )
         return pa.csv.open_csv(self._stream(), read, parse, convert)
+
+    def _check_kind(self, name: str, kind: pa.DataType) -> None:
+        """Refuse a column that holds neither numbers nor dates."""
+        if not any(is_kind(kind) for is_kind in _NUMBERS) and not self._are_dates(name, kind):
+            raise InputError(f"column {name} of {self.path} holds {kind} values, not numbers")
 
     def _are_dates(self, name: str, kind: pa.DataType) -> bool:
         """Whether a column holds dates.
@@ -207,12 +210,22 @@ class PointTable:
                     f"{self.path} has {number} {name}; its columns are {', '.join(names)}"
                 )
 
-    def _values(
-        self, rows: pa.Table, names: Sequence[str], start: int
+    def values(
+        self, rows: pa.Table, names: Sequence[str], start: int = 0
     ) -> Float[np.ndarray, "rows columns"]:
+        """The numbers in columns of rows that somebody has read.
+
+        Args:
+            rows: those that come after the first `start` of the file.
+
+        Raises:
+            InputError: on a column that holds no numbers, and on a value that is missing, NaN,
+                infinite or too large for float32.
+        """
         values = np.empty((len(rows), len(names)))
         for column, name in zip(values.T, names, strict=True):
             array = rows.column(name)
+            self._check_kind(name, array.type)
             if array.null_count:
                 row = start + pc.index(array.is_null(), True).as_py() + 1
                 raise InputError(
