@@ -1,0 +1,151 @@
+"""States from a cluster are those of one process. The cluster is three workers of this machine."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import small, small_cmanp
+
+from npbench.errors import InputError
+from npbench.models import TNPD, NeuralProcess, State
+
+ray = pytest.importorskip("ray", reason="needs the extra ray")
+
+from npbench.interop.ray import condition_dataset, connect  # noqa: E402
+
+ROWS, FILES = 3000, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    # Readers of files need a core beside the two workers, whether or not the machine has it.
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def points() -> pa.Table:
+    random = np.random.default_rng(0)
+    return pa.table(
+        {
+            "sensor": [f"s{i}" for i in random.geometric(0.1, ROWS)],
+            "hour": random.uniform(-2, 2, ROWS),
+            "load": random.normal(size=ROWS),
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, points: pa.Table) -> Path:
+    for i in range(FILES):
+        share = points[i * ROWS // FILES : (i + 1) * ROWS // FILES]
+        pa.parquet.write_table(share, tmp_path / f"{i}.parquet")
+    return tmp_path
+
+
+def numbers(points: pa.Table, name: str) -> np.ndarray:
+    return points.column(name).to_numpy()[:, None]
+
+
+def assert_answers_alike(model: NeuralProcess, mine: State, theirs: State) -> None:
+    xt = np.linspace(-2, 2, 9)[:, None]
+    for a, b in zip(model.marginals(mine, xt), model.marginals(theirs, xt), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CMANP", "SecondMomentNP"])
+def test_the_state_of_files_is_that_of_their_rows(
+    name: str, folder: Path, points: pa.Table
+) -> None:
+    model, rows = small(name, dim_x=1, dim_y=1), []
+    state = condition_dataset(model, str(folder), ["hour"], ["load"], on_rows=rows.append)
+    assert_answers_alike(
+        model, state, model.condition(numbers(points, "hour"), numbers(points, "load"))
+    )
+    assert sum(rows) == ROWS
+
+
+@pytest.mark.slow
+def test_each_key_has_the_state_of_its_rows(folder: Path, points: pa.Table) -> None:
+    model = small("CMANP", dim_x=1, dim_y=1)
+    states = condition_dataset(model, folder, ["hour"], ["load"], by="sensor", workers=2)
+    keys = points.column("sensor").to_numpy()
+    assert set(states) == set(keys)
+    for key, state in states.items():
+        mine = points.filter(pa.array(keys == key))
+        assert_answers_alike(
+            model, state, model.condition(numbers(mine, "hour"), numbers(mine, "load"))
+        )
+
+
+@pytest.mark.slow
+def test_no_row_is_lost_or_counts_twice_when_a_worker_dies(points: pa.Table) -> None:
+    model, seen = small("CMANP", dim_x=1, dim_y=1), []
+    data = ray.data.from_arrow(points).repartition(30)
+
+    def on_rows(number: int) -> None:
+        if not seen:
+            for process in workers():
+                os.kill(process, signal.SIGKILL)
+        seen.append(number)
+
+    state = condition_dataset(model, data, ["hour"], ["load"], workers=2, on_rows=on_rows)
+    assert_answers_alike(
+        model, state, model.condition(numbers(points, "hour"), numbers(points, "load"))
+    )
+    assert sum(seen) == ROWS
+
+
+def workers() -> list[int]:
+    """Processes in which blocks are absorbed."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::") and b"MapWorker" in name:
+            found.append(int(process.name))
+    assert found
+    return found
+
+
+@pytest.mark.slow
+def test_a_wrong_value_is_named_by_file_row_and_column(folder: Path, points: pa.Table) -> None:
+    values = points.column("load").to_numpy().copy()
+    values[5] = np.inf
+    wrong = points.set_column(2, "load", pa.array(values))
+    pa.parquet.write_table(wrong, folder / "0.parquet")
+    expected = rf"column load of {folder}/0.parquet is inf in row 6"
+    with pytest.raises(InputError, match=expected):
+        condition_dataset(small_cmanp(), folder, ["hour"], ["load"])
+    with pytest.raises(InputError, match=r"column sensor of .* holds string values, not numbers"):
+        condition_dataset(small_cmanp(), folder, ["hour"], ["sensor"])
+
+
+def test_what_cannot_be_absorbed_is_said_at_the_door(folder: Path) -> None:
+    model = small_cmanp()
+    with pytest.raises(InputError, match="no column lood; its columns are sensor, hour, load"):
+        condition_dataset(model, folder, ["hour"], ["lood"])
+    with pytest.raises(InputError, match=r"x must be a list of 1 column"):
+        condition_dataset(model, folder, "hour", ["load"])
+    with pytest.raises(InputError, match="the states of TNPD do not merge"):
+        condition_dataset(TNPD(1, 1), folder, ["hour"], ["load"])
+    with pytest.raises(InputError, match="cannot be read"):
+        condition_dataset(model, folder / "none.parquet", ["hour"], ["load"])
+
+
+def test_a_program_that_is_connected_stays_so() -> None:
+    connect("no-such-host:1")
+    assert ray.is_initialized()
