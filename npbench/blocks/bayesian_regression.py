@@ -295,15 +295,33 @@ class BayesianHeads(nn.Module):
         """κ and $\\log Z$, from q, nd and log det P."""
         noise_std = self.noise_std.to(misfit.dtype)
         normaliser = number * (math.log(2 * math.pi) + 2 * noise_std.log()) + dim_y * log_det
-        if self.log_noise_count is None:
-            return torch.ones_like(misfit), -0.5 * (normaliser + misfit)
-        half = self.log_noise_count().to(misfit.dtype).exp() / 2
-        shape, rest = half + 1, half + misfit.clamp(min=0.0) / 2
-        density = (
-            torch.lgamma(shape + number / 2) - torch.lgamma(shape)
-            + shape * half.log() - (shape + number / 2) * rest.log()
-        )  # fmt: skip
-        return (rest / (half + number / 2)).sqrt(), density - 0.5 * normaliser
+        log_count = None if self.log_noise_count is None else self.log_noise_count()
+        return noise_evidence(misfit, number, normaliser, log_count)
+
+
+def noise_evidence(
+    misfit: Float[Tensor, "*heads"],
+    number: Real[Tensor, "*#heads"],
+    normaliser: Float[Tensor, "*heads"],
+    log_count: Float[Tensor, "*#heads"] | None,
+) -> tuple[Float[Tensor, "*heads"], Float[Tensor, "*heads"]]:
+    """κ and $\\log Z$ of `BayesianHeads`.
+
+    Args:
+        misfit: $q = c / \\sigma^2 - u^\\top T b / \\sigma$.
+        number: $nd$, of observed values.
+        normaliser: $nd \\log 2 \\pi \\sigma^2 + d \\log \\det P$.
+        log_count: $\\log \\nu$; without it κ is 1.
+    """
+    if log_count is None:
+        return torch.ones_like(misfit), -0.5 * (normaliser + misfit)
+    half = log_count.to(misfit.dtype).exp() / 2
+    shape, rest = half + 1, half + misfit.clamp(min=0.0) / 2
+    density = (
+        torch.lgamma(shape + number / 2) - torch.lgamma(shape)
+        + shape * half.log() - (shape + number / 2) * rest.log()
+    )  # fmt: skip
+    return (rest / (half + number / 2)).sqrt(), density - 0.5 * normaliser
 
 
 def _equations(

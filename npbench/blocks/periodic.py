@@ -7,7 +7,12 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from npbench.blocks.bayesian_regression import inverse_and_log_det, plus_identity
+from npbench.blocks.bayesian_regression import (
+    InferredNoise,
+    inverse_and_log_det,
+    noise_evidence,
+    plus_identity,
+)
 from npbench.blocks.fourier import Offset
 from npbench.blocks.fourier_moments import FourierMoments
 from npbench.errors import InputError
@@ -76,6 +81,9 @@ class PeriodicHeads(nn.Module):
     $(c + a v_0) / (n + a)$. The spectra $s^2$, σ, γ, a, $v_0$ and the logarithms of the priors of
     heads and of frequencies, $p_h + r \log f$, are learned.
 
+    With `noise` a task has a noise of its own, as in `BayesianHeads`. Each spectrum then has heads
+    of several ratios $\rho_h$, which are learned: $v = \rho_h^2 \sigma_h^2$.
+
     Args:
         periods: the shortest and the longest.
         x_width: width D of the range of inputs.
@@ -86,6 +94,7 @@ class PeriodicHeads(nn.Module):
         prior_std: initial $\sqrt{v_0}$.
         noise_std: initial σ.
         rate: of all parameters; see `Offset`.
+        noise: that is inferred task by task; by default it is that of the head.
 
     Example:
         >>> heads = PeriodicHeads(num_harmonics=4, num_cells=64, num_experts=(4, 2))
@@ -111,6 +120,7 @@ class PeriodicHeads(nn.Module):
         prior_std: float = 0.5,
         noise_std: float = 0.05,
         rate: float = 10.0,
+        noise: InferredNoise | None = None,
     ) -> None:
         super().__init__()
         if not 0 < periods[0] < periods[1]:
@@ -126,6 +136,13 @@ class PeriodicHeads(nn.Module):
         k = torch.arange(num_harmonics + 1.0)
         spread = torch.logspace(math.log10(1.7), 1.0, num_heads)[:, None]
         log_share = (-0.5 * (k / spread).square() + (k > 0) * math.log(2)).log_softmax(dim=-1)
+        self.log_ratio = self.log_noise_count = None
+        if noise is not None:
+            log_share = log_share.repeat_interleave(len(noise.ratios), dim=0)
+            log_ratio = torch.tensor(noise.ratios).log().repeat(num_heads)
+            num_heads = len(log_ratio)
+            self.log_ratio = Offset(log_ratio, rate)
+            self.log_noise_count = Offset(torch.full([num_heads], math.log(noise.count)), rate)
         self.log_spectrum = Offset(log_share.clamp(min=_LOG_VARIANCE_MIN), rate)
         self.log_noise_std = Offset(torch.full([num_heads], math.log(noise_std)), rate)
         self.log_width = Offset(torch.zeros(num_heads), rate)
@@ -167,15 +184,20 @@ class PeriodicHeads(nn.Module):
         projected = targets * (scale / noise.sqrt()[..., None])[..., None]
         solved = inverse @ projected
         explained = (projected * solved).sum(dim=(-2, -1))
-        score = temperature * _log_evidence(moments, noise, log_det, explained)
+        log_count = None
+        if self.log_noise_count is not None:
+            log_count = self.log_noise_count()[head]
+        ratio, log_evidence = _evidence(moments, noise, log_det, explained, log_count)
+        score = temperature * log_evidence
         score = score + self._log_prior(frequency, width).take_along_dim(head[..., None], 2)[..., 0]
         prior_std = prior.sqrt().repeat(1, 1, 2)
+        root = ratio[..., None] * prior_std
         dtype = self.logit.theta.dtype
         return PeriodicPosterior(
             frequency,
             (prior_std[..., None] * solved).to(dtype),
-            (prior_std[..., None] * inverse * prior_std[..., None, :]).to(dtype),
-            noise.sqrt().to(dtype),
+            (root[..., None] * inverse * root[..., None, :]).to(dtype),
+            (ratio * noise.sqrt()).to(dtype),
             score + log_share,
         )
 
@@ -223,25 +245,35 @@ class PeriodicHeads(nn.Module):
         whitened = torch.linalg.solve_triangular(factor, projected, upper=False)
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         explained = whitened.square().sum(dim=(-2, -1))
-        evidence = _log_evidence(moments, noise, log_det, explained)
+        log_count = None if self.log_noise_count is None else self.log_noise_count()
+        _, evidence = _evidence(moments, noise, log_det, explained, log_count)
         return _Cells(frequency, width, temperature * evidence + self._log_prior(frequency, width))
 
     def _variances(
         self, moments: FourierMoments, width: Float[Tensor, "batch cells"], num_harmonics: int
-    ) -> tuple[Float[Tensor, "batch #cells heads harmonics"], Float[Tensor, "batch cells heads"]]:
+    ) -> tuple[Float[Tensor, "#batch #cells heads harmonics"], Float[Tensor, "batch cells heads"]]:
         """$v s^2$ of the harmonics that are there, and the variance of the noise."""
-        prior_count, prior_variance = self.log_scale().double().exp()
-        squares, dim_y = moments.squares.sum(dim=-1), moments.squares.shape[-1]
-        number = dim_y * moments.count
-        scale = (squares + prior_count * prior_variance) / (number + prior_count)
+        noise = self.log_noise_std().double().exp().square()
+        scale = self._scale(moments, noise)
         spectrum = self.log_spectrum().double().exp()
         k = torch.arange(spectrum.shape[-1], device=width.device)
         open_phase = (2 * math.pi * self.x_width / 12 * width[..., None, None] * k).square()
         open_phase = (self.log_width().double().exp()[:, None] * open_phase).clamp(max=1.0)
         share = torch.where(k <= num_harmonics, open_phase, 1.0)
         lost = (spectrum * share).sum(dim=-1)
-        noise = self.log_noise_std().double().exp().square() + scale[:, None, None] * lost
-        return scale[:, None, None, None] * spectrum[:, : num_harmonics + 1], noise
+        prior = scale[:, None, :, None] * spectrum[:, : num_harmonics + 1]
+        return prior, noise + scale[:, None] * lost
+
+    def _scale(
+        self, moments: FourierMoments, noise: Float[Tensor, "heads"]
+    ) -> Float[Tensor, "#batch #heads"]:
+        """v."""
+        if self.log_ratio is not None:
+            return (2 * self.log_ratio().double()).exp()[None] * noise
+        prior_count, prior_variance = self.log_scale().double().exp()
+        squares, dim_y = moments.squares.sum(dim=-1), moments.squares.shape[-1]
+        scale = (squares + prior_count * prior_variance) / (dim_y * moments.count + prior_count)
+        return scale[:, None]
 
     def _log_prior(
         self, frequency: Float[Tensor, "batch cells"], width: Float[Tensor, "batch cells"]
@@ -278,12 +310,17 @@ class PeriodicHeads(nn.Module):
         return best // num_heads, best % num_heads, log_share
 
 
-def _log_evidence(
-    moments: FourierMoments, noise: Tensor, log_det: Tensor, explained: Tensor
-) -> Tensor:
-    """$\\log Z$, as in `BayesianHeads`, for cells and perhaps heads of each task."""
+def _evidence(
+    moments: FourierMoments,
+    noise: Tensor,
+    log_det: Tensor,
+    explained: Tensor,
+    log_count: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """κ and $\\log Z$, as in `BayesianHeads`, for cells and perhaps heads of each task."""
     dim_y = moments.squares.shape[-1]
     shape = len(moments.count), *[1] * (noise.ndim - 1)
-    count, squares = moments.count.reshape(shape), moments.squares.sum(dim=-1).reshape(shape)
-    normaliser = count * (2 * math.pi * noise).log() + log_det
-    return -0.5 * (dim_y * normaliser + squares / noise - explained)
+    number = dim_y * moments.count.reshape(shape)
+    misfit = moments.squares.sum(dim=-1).reshape(shape) / noise - explained
+    normaliser = number * (2 * math.pi * noise).log() + dim_y * log_det
+    return noise_evidence(misfit, number, normaliser, log_count)

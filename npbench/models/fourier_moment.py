@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from npbench.blocks import BayesianHeads, FunctionPosterior, WeightPosterior
+from npbench.blocks import BayesianHeads, FunctionPosterior, InferredNoise, WeightPosterior
 from npbench.blocks.fourier import spaced_lengths
 from npbench.blocks.fourier_moments import FourierMoments
 from npbench.blocks.frequency_grid import FrequencyGrid
@@ -103,6 +103,8 @@ class FourierMomentNP(MixtureSumProcess):
         periodic_rate: the same of the periodic heads.
         likelihood: what is predicted and trained: the "mixture", or the "gaussian" with its mean
             and standard deviation.
+        noise: that is inferred task by task, where it differs from one to the next; each length and
+            each spectrum then has a head for each of its ratios.
 
     Source: as of `SecondMomentNP`; Lomb, *Least-Squares Frequency Analysis of Unequally Spaced
     Data*, Astrophysics and Space Science, 1976, for periods of scattered points by evidence.
@@ -139,6 +141,7 @@ class FourierMomentNP(MixtureSumProcess):
         rate: float = 20.0,
         periodic_rate: float = 10.0,
         likelihood: Literal["mixture", "gaussian"] = "mixture",
+        noise: InferredNoise | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y, likelihood)
         if dim_x != 1:
@@ -148,13 +151,17 @@ class FourierMomentNP(MixtureSumProcess):
         half = (num_heads + 1) // 2
         spaced = spaced_lengths(half, x_range, lengths)
         smoothness = [math.inf] * half + [_NU] * (num_heads - half)
+        shapes, stds, count = (spaced + spaced)[:num_heads], [prior_std] * num_heads, None
+        if noise is not None:
+            shapes, stds = noise.heads(shapes, noise_std)
+            smoothness = [nu for nu in smoothness for _ in noise.ratios]
+            count = noise.count
         self.heads = BayesianHeads(
-            dim_x, num_features, (spaced + spaced)[:num_heads], prior_std, noise_std, rate,
-            smoothness=smoothness,
-        )  # fmt: skip
+            dim_x, num_features, shapes, stds, noise_std, rate, count, smoothness
+        )
         self.periodic = PeriodicHeads(
             periods, x_range[1] - x_range[0], num_periodic_heads, num_harmonics, num_cells,
-            num_experts, prior_std, noise_std / 2, periodic_rate,
+            num_experts, prior_std, noise_std / 2, periodic_rate, noise,
         )  # fmt: skip
         # Smooth frequencies may double in training.
         top = 2 * float(self.heads.features.frequencies.initial.abs().max())

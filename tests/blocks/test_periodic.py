@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from helpers import assert_close, random_points
+from scipy.stats import multivariate_t
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from npbench.blocks import InferredNoise
 from npbench.blocks.fourier import fourier_features
 from npbench.blocks.fourier_moments import FourierMoments
 from npbench.blocks.frequency_grid import FrequencyGrid
@@ -103,6 +105,42 @@ def test_the_score_is_prior_and_evidence() -> None:
     widths = torch.stack(rest) / rest[0]
     thirds = widths.log() / math.log(3)
     assert_close(thirds, thirds.round(), 1e-6)
+
+
+def test_with_inferred_noise_the_score_is_the_evidence_of_student_s_law() -> None:
+    model = heads(num_heads=1, num_experts=(6, 0), noise=InferredNoise((3.0,), count=4.0))
+    x, (_, y) = uniform(1, 9), random_points(1, 9, dtype=torch.float64)
+    with torch.no_grad():
+        model.log_width.initial.fill_(-60.0)  # so that phases are known, and add no noise
+        posterior = model.solve(transform(model, x, y), ONE)
+        noise = model.log_noise_std().exp().square()
+        prior = 9.0 * noise * model.log_spectrum().exp()[0]
+    order = torch.arange(7)[:, None]
+    rest = []
+    for expert in range(6):
+        frequency = posterior.frequency[0, expert]
+        f = fourier_features(x[0], 2 * math.pi * frequency * order)
+        covariance = (f * prior.repeat(2)) @ f.T + noise * torch.eye(9)
+        misfit = (y[0].T @ torch.linalg.solve(covariance, y[0])).item()
+        variance = (4.0 + misfit) / (4.0 + 9) * noise.item()
+        assert posterior.noise_std[0, expert].square().item() == pytest.approx(variance)
+        law = multivariate_t(shape=(4.0 / 6.0 * covariance).numpy(), df=6)
+        evidence = law.logpdf(y[0, :, 0].numpy())
+        rest.append((posterior.score[0, expert] - evidence + frequency.log()).exp())
+    widths = torch.stack(rest) / rest[0]
+    thirds = widths.log() / math.log(3)
+    assert_close(thirds, thirds.round(), 1e-6)
+
+
+@pytest.mark.parametrize("noise_std", [0.02, 0.3])
+def test_the_noise_of_a_task_is_inferred(noise_std: float) -> None:
+    torch.manual_seed(0)
+    model, x = heads(noise=InferredNoise()), uniform(1, 400)
+    y = (20 * x).sin() + noise_std * torch.randn_like(x)
+    with torch.no_grad():
+        posterior = model.solve(transform(model, x, y), ONE)
+    best = posterior.score.argmax(dim=-1)
+    assert posterior.noise_std[0, best].item() == pytest.approx(noise_std, rel=0.2)
 
 
 def test_what_the_experts_stand_for_is_all_there_is() -> None:
