@@ -89,21 +89,30 @@ class Places:
 
     def positions(self, dim_x: int) -> Float[Tensor, "places dim_x"]:
         """The places, in float64."""
-        low, high, sides = self.box(dim_x)
+        low, _, sides = self.box(dim_x)
         step = self.step(dim_x)
         if dim_x > _MOST_GRID_DIMS:
             number = self.number
             if self.spacing is not None:
                 number = max(1, round(float((sides / step).prod())))
             return low + sides * _sobol(number, dim_x)
-        if self.spacing is None and self.number == 1:
-            return ((low + high) / 2)[None]
-        counts = [math.ceil(float(side) / step - 1e-6) + 1 for side in sides]
-        axes = [
+        return torch.cartesian_prod(*self.axes(dim_x)).reshape(-1, dim_x)
+
+    def axes(self, dim_x: int) -> list[Float[Tensor, "places"]]:
+        """The places along each input, whose product is the grid.
+
+        Raises:
+            InputError: if the places are no grid.
+        """
+        low, high, sides = self.box(dim_x)
+        if dim_x > _MOST_GRID_DIMS:
+            raise InputError(f"places for {dim_x} inputs are no grid; those for one or two are")
+        step, single = self.step(dim_x), self.spacing is None and self.number == 1
+        counts = [1 if single else math.ceil(float(side) / step - 1e-6) + 1 for side in sides]
+        return [
             middle + step * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
             for middle, count in zip((low + high) / 2, counts)
         ]
-        return torch.cartesian_prod(*axes).reshape(-1, dim_x)
 
     def resolved(self, dim_x: int) -> "Places":
         """The same places with all fields written out, which are equal where the places are."""

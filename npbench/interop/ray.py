@@ -22,6 +22,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, DataContext, Dataset, read_csv, read_parquet
 
+from npbench.blocks.windows import padded_groups
 from npbench.conditioning import absorb
 from npbench.errors import InputError
 from npbench.models.contracts.merging import MergingProcess
@@ -171,9 +172,9 @@ class _Worker:
             raise InputError(f"column {self.by} of {self.table.name} has no value in some row")
         coded = column.dictionary_encode()
         codes, keys, states = coded.indices.to_numpy(), [], []
-        for batch in _batches(codes, len(coded.dictionary)):
-            mask = torch.from_numpy(batch >= 0)
-            states.append(self.model.condition(x[batch], y[batch], mask, chunk_size=_POINTS))
+        for batch in padded_groups(torch.from_numpy(codes), _POINTS):
+            state = self.model.condition(x[batch], y[batch], batch >= 0, chunk_size=_POINTS)
+            states.append(state)
             keys += coded.dictionary.take(pa.array(codes[batch[:, 0]])).to_pylist()
         return keys, _concatenated(states)
 
@@ -252,21 +253,6 @@ def _runs(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     for start, end in pairwise(starts):
         if end > start:
             yield rows.column(_PATH)[int(start)].as_py(), rows[int(start) : int(end)]
-
-
-def _batches(codes: np.ndarray, number: int) -> Iterator[np.ndarray]:
-    """The rows of each key, as indices [keys, most rows], filled up by -1; not too many at once."""
-    order = np.argsort(codes, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(codes, minlength=number))[:-1])
-    groups.sort(key=len)
-    while groups:
-        # From the longest on: each batch is as wide as its first.
-        width = len(groups[-1])
-        batch = [groups.pop() for _ in range(min(len(groups), max(1, _POINTS // width)))]
-        indices = np.full((len(batch), width), -1)
-        for row, group in zip(indices, batch, strict=True):
-            row[: len(group)] = group
-        yield indices
 
 
 def _tasks(state: SavedState, indices: Sequence[int]) -> SavedState:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from npbench.blocks.located import At, LocatedDecoder, LocatedMix
 from npbench.blocks.pack import Pack, near_first, state_of
 from npbench.blocks.places import Locations, Places, offsets
 from npbench.blocks.scales import Scales
+from npbench.blocks.windows import Windows, padded_groups
 from npbench.errors import InputError
 from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.constant_memory import (
@@ -26,6 +28,10 @@ from npbench.models.contracts.constant_memory import (
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
 
+# More places than these learn of each other in windows.
+_MOST_TOGETHER = 1024
+# Windows, and targets in them, at a time.
+_WINDOWS, _TARGETS_OF_WINDOWS = 32, 16_384
 # Pairs of points and places up to which all of them are scored at once.
 _FEW_PAIRS = 2**16
 
@@ -100,6 +106,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         context_chunk_size: as of `CMANP`, with 65,536 points at a time where it is None and no
             gradients are recorded.
         likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
+        window: side of the windows (`Windows`) in which latents learn of each other, and targets of
+            latents, for ranges much wider than that of training; by default all see all.
 
     Example:
         >>> model = LocatedCMANP(dim_x=1, dim_y=1, num_layers=1).eval()
@@ -132,6 +140,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         context_chunk_size: int | None = None,
         max_density: float | None = None,
         likelihood: Likelihood = "gaussian",
+        window: float | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -145,6 +154,12 @@ class LocatedCMANP(ConstantMemoryProcess):
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, norm_residual=False)
         dim_head = dim_model // num_heads
         self.locations = Locations(places, dim_x, scales.reach, scales.margin)
+        self.windows = None
+        if window is not None:
+            if places.learned or content:
+                raise InputError("window is for places that are not learned and have no content")
+            self.windows = Windows(places, dim_x, window)
+            self.targets_at_a_time = _TARGETS_OF_WINDOWS
         self.rotary = Rotary(dim_x, dim_head, *scales.frequencies)
         num_places = len(self.locations.initial)
         self.pack = Pack(
@@ -161,7 +176,12 @@ class LocatedCMANP(ConstantMemoryProcess):
             min_std=0.05 if bound_std else None,
         )
 
-    def on(self, low: float | tuple[float, ...], high: float | tuple[float, ...]) -> "LocatedCMANP":
+    def on(
+        self,
+        low: float | tuple[float, ...],
+        high: float | tuple[float, ...],
+        window: float | None = None,
+    ) -> "LocatedCMANP":
         """The same model on another range of inputs, with places as far apart as in training.
 
         Parameters are shared: training one trains both. States do not go from one to the other.
@@ -169,6 +189,9 @@ class LocatedCMANP(ConstantMemoryProcess):
         Args:
             low: lower end of the range, one number for all inputs or one each.
             high: upper end.
+            window: side of the windows in which latents learn of each other. By default all see all
+                up to 1,024 places; where there are more, it is the longest side of the range that
+                the model is on now.
 
         Raises:
             InputError: if the range is none, or if the model's places are learned or have content,
@@ -179,13 +202,18 @@ class LocatedCMANP(ConstantMemoryProcess):
                 "places that are learned, or that score content, cannot move to another range: "
                 "train with learned=False and content=False for models that can"
             )
-        places = self.places.on(low, high, self.dim_x)
+        before, places = self.places, self.places.on(low, high, self.dim_x)
+        changed: dict[str, Any] = {"places": places}
+        if window is None and places.number > max(_MOST_TOGETHER, before.number):
+            window = self.hparams.get("window") or float(before.box(self.dim_x)[2].max())
+        if window is not None:
+            changed["window"] = window
         with torch.random.fork_rng(devices=[]):
-            model = type(self)(**self.hparams | {"places": places})
+            model = type(self)(**self.hparams | changed)
         parameter = next(self.parameters())
         model.to(parameter.device, parameter.dtype).train(self.training)
         for name, module in self.named_children():
-            if name != "locations":
+            if name not in ("locations", "windows"):
                 setattr(model, name, module)
         model.watch = self.watch
         return model
@@ -220,14 +248,24 @@ class LocatedCMANP(ConstantMemoryProcess):
 
     def _encode(self, attention: AttentionState) -> Float[Tensor, "1 batch places dim_model"]:
         latents = self.pack.readout(attention[0], self.locations.positions, self.rotary)
-        return self.mix(latents, self._places_at)[None]
+        if self.windows is None:
+            return self.mix(latents, self._places_at)[None]
+        mixed = []
+        for members in self.windows.members.split(_WINDOWS):
+            seen = latents[:, members]
+            mixed.append(self.mix(seen.flatten(0, 1), self._places_at).view_as(seen))
+        return torch.cat(mixed, dim=1)[:, self.windows.owner, self.windows.slot][None]
 
     def _decode(
         self,
         xt: Float[Tensor, "batch target dim_x"],
         latents: Float[Tensor, "1 batch places dim_model"],
     ) -> Float[Tensor, "batch target dim_model"]:
-        encoding = self.decoder(self._at(xt), latents[0], self._places_at)
+        if self.windows is None:
+            encoding = self.decoder(self._at(xt), latents[0], self._places_at)
+        else:
+            pairs = zip(self.locations.seen(xt), latents[0])
+            encoding = torch.stack([self._decode_by_windows(*pair, self.windows) for pair in pairs])
         nearness = self.locations.nearness(xt)[..., None]
         # With gradients nothing waits for values on the device, and the prior is always there.
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
@@ -236,21 +274,42 @@ class LocatedCMANP(ConstantMemoryProcess):
             self.locations.warn_if_far("targets", xt)
         return torch.lerp(self._prior_encoding(xt), encoding, nearness.to(encoding.dtype))
 
+    def _decode_by_windows(
+        self,
+        x: Float[Tensor, "target dim_x"],
+        latents: Float[Tensor, "places dim_model"],
+        windows: Windows,
+    ) -> Float[Tensor, "target dim_model"]:
+        """Each target learns of the latents in the window that it is in the middle of."""
+        window = windows.of(x)
+        indices, encodings = [], []
+        for table in padded_groups(window, _TARGETS_OF_WINDOWS):
+            of_row = window[table[:, 0]]
+            at = At.of(x[table] - windows.centres[of_row][:, None], self.rotary)
+            encoding = self.decoder(at, latents[windows.members[of_row]], self._places_at)
+            real = table >= 0
+            indices.append(table[real])
+            encodings.append(encoding[real])
+        return torch.cat(encodings)[torch.cat(indices).argsort()]
+
     @torch.no_grad()
     def _prior_encoding(self, xt: Tensor) -> Float[Tensor, "1 1 dim_model"]:
         """The encoding of a target at the centre where there are no points."""
-        shape = 1, self.pack.num_heads, len(self.locations.initial)
-        out = xt.new_zeros(1, *shape, self.pack.dim_head)
+        positions = self._places_at.x[0]
+        out = xt.new_zeros(1, self.pack.num_heads, len(positions), self.pack.dim_head)
         nothing = AttentionState(torch.full_like(out[..., 0], -torch.inf), out)
-        centre = self.locations.centre.expand(1, 1, -1)
-        return self.decoder(self._at(centre), self._encode(nothing)[0], self._places_at)
+        latents = self.mix(self.pack.readout(nothing, positions, self.rotary), self._places_at)
+        centre = At.of(torch.zeros_like(positions[None, :1]), self.rotary)
+        return self.decoder(centre, latents, self._places_at)
 
     def _at(self, x: Float[Tensor, "batch points dim_x"]) -> At:
         return At.of(self.locations.seen(x), self.rotary)
 
     @property
     def _places_at(self) -> At:
-        return At.of(self.locations.positions[None], self.rotary)
+        """Where the places are that see each other: all, or those of a window from its centre."""
+        positions = self.locations.positions if self.windows is None else self.windows.positions
+        return At.of(positions[None], self.rotary)
 
     def _attention(self, state: LocatedState) -> AttentionState:
         check_places(state.places, self.places, "the model")

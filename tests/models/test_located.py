@@ -384,3 +384,63 @@ def test_the_state_is_float32_under_autocast() -> None:
 def test_a_mistake_ends_in_one_sentence(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         located(**options)
+
+
+@pytest.mark.parametrize("dim_x", [1, 2])
+def test_a_window_as_wide_as_the_range_changes_nothing(dim_x: int) -> None:
+    whole = located(dim_x, dtype=torch.float64)
+    windowed = located(dim_x, dtype=torch.float64, window=4.0)
+    windowed.load_state_dict(whole.state_dict())
+    x, y = points(9, dim_x, dtype=torch.float64)
+    xt = 1.2 * points(30, dim_x, dtype=torch.float64)[0]  # some of them beside the places
+    with torch.no_grad():
+        mine, theirs = (model.query(model.condition(x, y), xt) for model in (windowed, whole))
+        # Places are kept in float32.
+        assert_same_prediction(mine, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("dim_x", [1, 2])
+def test_windows_lose_nothing_where_attention_is_shorter_than_they_are(dim_x: int) -> None:
+    short = Scales(pack=(0.3, 1.0), mix=(0.1, 0.15), query=(0.1, 0.15))
+    model = located(dim_x, 1, torch.float64, scales=short, places=Places(number=30))
+    x, y = (3 * z for z in points(60, dim_x, dtype=torch.float64))
+    xt = 3 * points(50, dim_x, dtype=torch.float64)[0]
+    predictions = []
+    for window in (None, 4.0):
+        wide = model.on(-6.0, 6.0, window)
+        with torch.no_grad():
+            predictions.append(wide.query(wide.condition(x, y), xt))
+    assert_same_prediction(*predictions, 1e-4)
+
+
+def test_windows_take_tasks_masks_and_gradients_as_all_places_do() -> None:
+    model = located(2, dtype=torch.float64).on(-4.0, 4.0, window=2.0)
+    x, y = (2 * z for z in points(30, 2, dtype=torch.float64))
+    alone = [model(x[i : i + 1], y[i : i + 1], x[i : i + 1]).mean for i in range(2)]
+    assert_close(model(x, y, x).mean, torch.cat(alone), 1e-9)
+    state = model.update(model.condition(x[:, :9], y[:, :9]), x[:, 9:], y[:, 9:])
+    assert_close(model.query(state, x).mean, model(x, y, x).mean, 1e-9)
+    model.loss(Task(x, y, x, y)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_many_places_learn_of_each_other_in_windows_unless_told_otherwise() -> None:
+    model = located(2, places=Places(number=100))
+    assert model.on(-3.0, 3.0).windows is None
+    wide = model.on(-40.0, 40.0)
+    assert wide.hparams["window"] == 4.0
+    assert wide.on(-80.0, 80.0).hparams["window"] == 4.0
+    assert wide.windows.members.shape[1] == len(model.locations.initial)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0.1}, r"window=0.1 must be at least 0.364"),
+        ({"window": 1.0, "content": True}, "window is for places that are not learned"),
+        ({"window": 1.0, "dim_x": 3}, "places for 3 inputs are no grid"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        located(**options)

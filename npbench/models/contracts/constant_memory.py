@@ -80,7 +80,7 @@ class ConstantMemoryProcess(ForgettingProcess):
     points_at_a_time: ClassVar[int] = 512
     """How many points are absorbed at a time without gradients, where chunks cost nothing."""
 
-    targets_at_a_time: ClassVar[int] = 512
+    targets_at_a_time: int = 512
     """How many targets are decoded at a time without gradients."""
 
     head: GaussianHead | CategoricalHead
