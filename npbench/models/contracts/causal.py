@@ -16,6 +16,10 @@ from npbench.models.contracts.process import State, masked_mean
 from npbench.models.contracts.stored_context import StoredContextProcess
 from npbench.task import Task
 
+# Without gradients a context is encoded so many points at a time: pairs of a chunk and those after
+# it, which a mask would hide, are never formed.
+_POINTS_AT_A_TIME = 512
+
 KeysValues = tuple[
     Float[Tensor, "batch heads points dim_head"], Float[Tensor, "batch heads points dim_head"]
 ]
@@ -146,6 +150,9 @@ class CausalOption(StoredContextProcess):
             raise
         assert state is not None  # there is one chunk at least
         return state
+
+    def _chunk_size(self) -> int | None:
+        return _POINTS_AT_A_TIME if self.causal and not torch.is_grad_enabled() else None
 
     def _update(self, state: Any, points: Points) -> State:
         if not self.causal:
