@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Beta, Gamma
-from torch.utils.data import DataLoader
 
-from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.loading import DrawnTaskDataModule, Part, at_least_one, check_range
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.task import Task
@@ -89,7 +88,7 @@ def spread(start: Int[Tensor, "runs size size"], rates: Rates, num_steps: int) -
         yield state
 
 
-class SIRDataModule(TaskDataModule):
+class SIRDataModule(DrawnTaskDataModule):
     """Tasks from epidemics: the classes of some sites of a state are given, those of others asked.
 
     Inputs are the positions of sites, outputs their one-hot classes (`CLASSES`), for models with a
@@ -150,7 +149,14 @@ class SIRDataModule(TaskDataModule):
         eval_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(eval_batch_size, num_workers)
+        super().__init__(
+            steps_per_epoch,
+            num_val_tasks,
+            num_test_tasks,
+            num_predict_tasks,
+            eval_batch_size,
+            num_workers,
+        )
         at_least_one(
             num_steps=num_steps,
             most_infected=most_infected,
@@ -158,16 +164,10 @@ class SIRDataModule(TaskDataModule):
             num_targets=num_targets,
             states_per_run=states_per_run,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            num_val_tasks=num_val_tasks,
-            num_test_tasks=num_test_tasks,
-            num_predict_tasks=num_predict_tasks,
         )
         if size < 2:
             raise InputError(f"size={size}: a lattice has two sites or more on a side")
-        if not x_range[0] < x_range[1]:
-            raise InputError(f"x_range={x_range} must go from a number to a greater one")
+        check_range(x_range)
         if max_context <= min_context:
             raise InputError(f"max_context={max_context} must be above min_context={min_context}")
         for name, number in (("max_context", max_context - 1), ("num_targets", num_targets)):
@@ -192,10 +192,6 @@ class SIRDataModule(TaskDataModule):
         self.num_targets = num_targets
         self.states_per_run = states_per_run
         self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.num_val_tasks = num_val_tasks
-        self.num_test_tasks = num_test_tasks
-        self.num_predict_tasks = num_predict_tasks
         self.seed = seed
         self.eval_seed = eval_seed
 
@@ -221,18 +217,6 @@ class SIRDataModule(TaskDataModule):
                     groups[group] = self._group()
             rows.append(_rows(groups[group], slice(row, row + 1)))
         return _joined(rows)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._training_loader(self.steps_per_epoch)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
 
     def _group(self) -> Task:
         """Tasks of the states of one epidemic, from torch's generator."""
