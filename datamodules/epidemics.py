@@ -218,6 +218,41 @@ class SIRDataModule(DrawnTaskDataModule):
             rows.append(_rows(groups[group], slice(row, row + 1)))
         return _joined(rows)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called."""
+        return CLASSES
+
+    def figure_task(self, index: int = 0) -> Task:
+        """A task for figures: a state half-way through an epidemic; all sites are targets."""
+        return self.frames(index)[self.num_steps // 2]
+
+    def frames(self, index: int = 0, num_context: int | None = None) -> list[Task]:
+        """The states of one epidemic, the start first; the targets are all sites, row by row.
+
+        Args:
+            index: of the epidemic.
+            num_context: number of known sites, the same ones in all states; by default as many as
+                training has on average.
+
+        Raises:
+            InputError: if the lattice has not so many.
+        """
+        if num_context is None:
+            num_context = (self.min_context + self.max_context) // 2
+        if not 0 <= num_context <= self.size**2:
+            raise InputError(
+                f"num_context={num_context} must be from 0 to the {self.size**2} sites of the "
+                f"lattice"
+            )
+        with seeded(self.eval_seed, Part.FIGURES, index):
+            start, rates = draw_start(1, self.size, self.most_infected), draw_rates(1)
+            states = torch.cat(list(spread(start, rates, self.num_steps))).flatten(1)
+            known = torch.randperm(self.size**2)[:num_context]
+        x = self.positions[None]
+        classes = F.one_hot(states, len(CLASSES)).float()
+        return [Task(x[:, known], y[None, known], x, y[None]) for y in classes]
+
     def _group(self) -> Task:
         """Tasks of the states of one epidemic, from torch's generator."""
         start, rates = draw_start(1, self.size, self.most_infected), draw_rates(1)
