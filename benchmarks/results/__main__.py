@@ -21,6 +21,8 @@ from benchmarks.results.report import write_report
 from benchmarks.results.rivals import RIVALS
 from benchmarks.results.tasks import BENCHMARKS
 
+_OUT = Path("docs/results")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -28,14 +30,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(RIVALS), default=list(RIVALS))
     parser.add_argument("--seconds", type=float, default=300.0, help="CPU seconds of training")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--out", type=Path, default=_OUT)
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for task in [] if options.table else options.tasks:
         for name in options.models:
             run(options.out / task / f"{name}.json", options.seconds, options.seed)
-    write_report(options.out)
+    write_report(options.out, Path("README.md") if options.out == _OUT else None)
 
 
 def run(file: Path, seconds: float, seed: int) -> None:

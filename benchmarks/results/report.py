@@ -1,27 +1,19 @@
-"""The table and the figure of the results, which follow from the cells alone."""
+"""The tables of the results, which follow from the cells alone."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from benchmarks.results.cell import NUM_CONTEXT, NUM_TARGETS
+from benchmarks.results.figure import draw
 from benchmarks.results.rivals import RIVALS
 from benchmarks.results.tasks import BENCHMARKS
-from npbench.colors import EXACT, colors_of
 
 Record = dict[str, Any]
 Results = dict[str, dict[str, Record]]
 
-_MARKERS = {"CMANP-small": "s", "TNP-KR-deep-kernel": "s", "TNP-KR-performer": "^"}
-_COSTS = {
-    "state_bytes": (f"bytes of the state of {NUM_CONTEXT:,} points", 1.0),
-    "query_seconds": (f"milliseconds to query {NUM_TARGETS:,} targets", 1e3),
-}
-
+_BEGIN, _END = "<!-- results: made by python -m benchmarks.results -->", "<!-- end of results -->"
 _INTRODUCTION = """\
 # Results
 
@@ -50,15 +42,24 @@ holds the solved equations beside the sums.
 """
 
 
-def write_report(folder: Path) -> None:
-    """Write `FOLDER.md` and `FOLDER.png` of the cells in a folder."""
+def write_report(folder: Path, readme: Path | None = None) -> None:
+    """Write `FOLDER.md` and `FOLDER.png` of the cells in a folder, and the table in a README."""
     results = load_results(folder)
     if not results:
         raise SystemExit(f"{folder} holds no results yet")
-    figure = folder.with_suffix(".png")
-    folder.with_suffix(".md").write_text(markdown(results, figure.name))
+    page, figure = folder.with_suffix(".md"), folder.with_suffix(".png")
+    page.write_text(markdown(results, figure.name))
     draw(results).savefig(figure)
-    print(f"{folder.with_suffix('.md')}, {figure}")
+    if readme is not None:
+        readme.write_text(with_summary(readme.read_text(), results))
+    print(f"{page}, {figure}")
+
+
+def with_summary(readme: str, results: Results) -> str:
+    """A README whose part between the two marks is the table of `summary`."""
+    before, rest = readme.split(_BEGIN)
+    _, after = rest.split(_END)
+    return "\n".join([before + _BEGIN, *summary(results), _END + after])
 
 
 def load_results(folder: Path) -> Results:
@@ -93,6 +94,21 @@ def markdown(results: Results, figure: str) -> str:
     return "\n".join([*lines, "", _HOW])
 
 
+def summary(results: Results) -> list[str]:
+    """A row for each model, with the state and the query of the first task."""
+    of_first = next(iter(results.values()))
+    exact = [next((c["exact"] for c in cells.values() if c["metrics"]), None)
+             for cells in results.values()]  # fmt: skip
+    rows = [["exact", *("–" if value is None else f"{value:.3f}" for value in exact), "", ""]]
+    for name in RIVALS:
+        row = [name, *(_written(cells, name) for cells in results.values())]
+        if any(row[1:]):
+            cell = of_first.get(name, {"metrics": None})
+            rows.append([*row, *(_cost(cell) if cell["metrics"] else ["", ""])])
+    titles = (BENCHMARKS[task].title for task in results)
+    return _table(["", *titles, "state", "query"], rows)
+
+
 def overview(results: Results) -> list[str]:
     """A row for each task: the exact answer first, then the models; the best stands in bold."""
     rows = []
@@ -102,9 +118,8 @@ def overview(results: Results) -> list[str]:
         exact = next((cell["exact"] for cell in of_task.values() if cell["metrics"]), None)
         row = [BENCHMARKS[task].title, "–" if exact is None else f"{exact:.3f}"]
         for name in RIVALS:
-            value = values.get(name)
-            text = "–" if value is None else f"{value:.3f}"
-            row.append("" if name not in values else f"**{text}**" if value == best else text)
+            text = _written(of_task, name)
+            row.append(f"**{text}**" if text and values[name] == best else text)
         rows.append(row)
     return _table(["task", "exact", *RIVALS], rows)
 
@@ -127,7 +142,7 @@ def details(of_task: dict[str, Record]) -> list[str]:
     ]  # fmt: skip
     rows = []
     for cell in cells:
-        metrics = cell["metrics"]
+        metrics, (state, query) = cell["metrics"], _cost(cell)
         rows.append([
             cell["model"],
             f"{metrics['log_likelihood']:.3f} ± {metrics['log_likelihood_stderr']:.3f}",
@@ -135,47 +150,25 @@ def details(of_task: dict[str, Record]) -> list[str]:
             *(written(metrics[name]) for name, (_, written) in quality.items()),
             f"{cell['steps']:,}",
             f"{cell['parameters']:,}",
-            f"{cell['state_bytes'] / 1024:,.1f} KiB",
+            state,
             f"{cell['bytes_per_point']:,.0f} bytes",
             f"{1e3 * cell['condition_seconds']:.1f} ms",
-            f"{1e3 * cell['query_seconds']:.1f} ms",
+            query,
         ])  # fmt: skip
     return _table(columns, rows)
 
 
-def draw(results: Results) -> Figure:
-    """A column for each task: log-likelihood against bytes of the state, and against query time."""
-    figure = Figure(figsize=(3.1 * len(results) + 0.6, 6.6), layout="constrained", dpi=110)
-    axes = figure.subplots(2, len(results), squeeze=False, sharey="col")
-    colors = {name: colors_of([rival.family])[rival.family] for name, rival in RIVALS.items()}
-    for column, (task, of_task) in zip(axes.T, results.items()):
-        cells = {name: cell for name, cell in of_task.items() if cell["metrics"]}
-        for axis, (cost, (label, unit)) in zip(column, _COSTS.items()):
-            for name, cell in cells.items():
-                axis.plot(
-                    unit * cell[cost], cell["metrics"]["log_likelihood"],
-                    _MARKERS.get(name, "o"), color=colors[name], ms=7, mec="white", mew=0.6,
-                    label=name,
-                )  # fmt: skip
-            _finish(axis, label, next(iter(cells.values()))["exact"])
-        column[0].set_title(BENCHMARKS[task].title, fontsize=10)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("log-likelihood (nats)", fontsize=9)
-    found = {}
-    for axis in axes.flat:
-        found |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=5, fontsize=8,
-                  frameon=False)  # fmt: skip
-    return figure
+def _written(cells: dict[str, Record], name: str) -> str:
+    """A model's log-likelihood; "–" if it cannot do the task, nothing if it is not trained yet."""
+    if name not in cells:
+        return ""
+    value = _log_likelihood(cells[name])
+    return "–" if value is None else f"{value:.3f}"
 
 
-def _finish(axis: Axes, label: str, exact: float | None) -> None:
-    if exact is not None:
-        axis.axhline(exact, color=EXACT, ls="--", lw=1, label="exact")
-    axis.set_xscale("log")
-    axis.set_xlabel(label, fontsize=8)
-    axis.tick_params(labelsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
+def _cost(cell: Record) -> tuple[str, str]:
+    """The size of the state and the time of a query."""
+    return f"{cell['state_bytes'] / 1024:,.1f} KiB", f"{1e3 * cell['query_seconds']:.1f} ms"
 
 
 def _log_likelihood(cell: Record) -> float | None:
