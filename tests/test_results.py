@@ -60,7 +60,7 @@ def test_what_a_model_cannot_do_is_a_dash(tmp_path: Path) -> None:
     assert by_name["CNP"].startswith("**")
 
 
-@pytest.mark.parametrize("task", list(BENCHMARKS))
+@pytest.mark.parametrize("task", ["rbf", "sir", "digits"])
 def test_models_of_a_task_train_on_the_same_batches(task: str) -> None:
     first, second = (BENCHMARKS[task].data(0).training_batch(0) for _ in range(2))
     assert (first.xc == second.xc).all()
