@@ -2,16 +2,19 @@
 
     python -m benchmarks.epidemics                      # minutes on one core
     python -m benchmarks.epidemics --model ConvCNP      # or CNP, EQTNP, …
+    python -m benchmarks.epidemics --figure docs/epidemic.png --film docs/epidemic.gif
 
 Lattices of 32 × 32 sites, and fewer points than in the paper, so that it takes minutes. The guesses
 are the share of each class in the context, and a vote of the k nearest context points, with the k
 that is best on validation tasks; both are smoothed. A target may be a context point, as in the
-authors' code.
+authors' code. The figure shows states of an epidemic, the truth beside the probabilities, and the
+film all of them.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -21,6 +24,7 @@ from torch import Tensor
 from datamodules import SIRDataModule
 from npbench import Task, models
 from npbench.attention.bias_spec import Bias
+from npbench.callbacks.class_maps import class_map_figure, evaluate, write_class_film
 from npbench.metrics import ClassificationMetrics
 from npbench.models import NeuralProcess
 from npbench.models.contracts.process import Evaluation, evaluating, masked_mean
@@ -39,6 +43,9 @@ def main() -> None:
     parser.add_argument("--model", default="TNPKR")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--test_tasks", type=int, default=800)
+    parser.add_argument("--figure", type=Path, help="a PNG of five states of an epidemic")
+    parser.add_argument("--film", type=Path, help="a GIF of all states")
+    parser.add_argument("--epidemic", type=int, default=0, help="index of the one that is drawn")
     options = parser.parse_args()
     data = SIRDataModule(
         size=32, min_context=32, max_context=128, num_targets=192,
@@ -56,6 +63,21 @@ def main() -> None:
     name = f"{options.model}, {options.steps} steps, {time.process_time() - start:.0f} CPU s"
     with evaluating(model):
         measure(name, lambda task: model.evaluate(task).mean, data.test_dataloader())
+    draw(model, data, options)
+
+
+def draw(model: NeuralProcess, data: SIRDataModule, options: argparse.Namespace) -> None:
+    """The figure and the film that are asked for."""
+    tasks = data.frames(options.epidemic)
+    labels = [f"step {step}" for step in range(len(tasks))]
+    if options.film is not None:
+        write_class_film(options.film, model, tasks, data.class_names, labels)
+    if options.figure is not None:
+        steps = range(2, len(tasks), 5)
+        tasks, labels = [tasks[step] for step in steps], [labels[step] for step in steps]
+        evaluations = [[evaluate(model, task)] for task in tasks]
+        figure = class_map_figure([model], tasks, evaluations, data.class_names, labels)
+        figure.savefig(options.figure)
 
 
 def train(model: NeuralProcess, data: SIRDataModule, steps: int) -> None:

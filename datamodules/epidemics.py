@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Beta, Gamma
-from torch.utils.data import DataLoader
 
-from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.loading import DrawnTaskDataModule, Part, at_least_one, check_range
 from datamodules.seeding import seeded
 from npbench.errors import InputError
 from npbench.task import Task
@@ -89,7 +88,7 @@ def spread(start: Int[Tensor, "runs size size"], rates: Rates, num_steps: int) -
         yield state
 
 
-class SIRDataModule(TaskDataModule):
+class SIRDataModule(DrawnTaskDataModule):
     """Tasks from epidemics: the classes of some sites of a state are given, those of others asked.
 
     Inputs are the positions of sites, outputs their one-hot classes (`CLASSES`), for models with a
@@ -150,7 +149,14 @@ class SIRDataModule(TaskDataModule):
         eval_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(eval_batch_size, num_workers)
+        super().__init__(
+            steps_per_epoch,
+            num_val_tasks,
+            num_test_tasks,
+            num_predict_tasks,
+            eval_batch_size,
+            num_workers,
+        )
         at_least_one(
             num_steps=num_steps,
             most_infected=most_infected,
@@ -158,16 +164,10 @@ class SIRDataModule(TaskDataModule):
             num_targets=num_targets,
             states_per_run=states_per_run,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            num_val_tasks=num_val_tasks,
-            num_test_tasks=num_test_tasks,
-            num_predict_tasks=num_predict_tasks,
         )
         if size < 2:
             raise InputError(f"size={size}: a lattice has two sites or more on a side")
-        if not x_range[0] < x_range[1]:
-            raise InputError(f"x_range={x_range} must go from a number to a greater one")
+        check_range(x_range)
         if max_context <= min_context:
             raise InputError(f"max_context={max_context} must be above min_context={min_context}")
         for name, number in (("max_context", max_context - 1), ("num_targets", num_targets)):
@@ -192,10 +192,6 @@ class SIRDataModule(TaskDataModule):
         self.num_targets = num_targets
         self.states_per_run = states_per_run
         self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.num_val_tasks = num_val_tasks
-        self.num_test_tasks = num_test_tasks
-        self.num_predict_tasks = num_predict_tasks
         self.seed = seed
         self.eval_seed = eval_seed
 
@@ -222,17 +218,40 @@ class SIRDataModule(TaskDataModule):
             rows.append(_rows(groups[group], slice(row, row + 1)))
         return _joined(rows)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._training_loader(self.steps_per_epoch)
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called."""
+        return CLASSES
 
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
+    def figure_task(self, index: int = 0) -> Task:
+        """A task for figures: a state half-way through an epidemic; all sites are targets."""
+        return self.frames(index)[self.num_steps // 2]
 
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
+    def frames(self, index: int = 0, num_context: int | None = None) -> list[Task]:
+        """The states of one epidemic, the start first; the targets are all sites, row by row.
 
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
+        Args:
+            index: of the epidemic.
+            num_context: number of known sites, the same ones in all states; by default as many as
+                training has on average.
+
+        Raises:
+            InputError: if the lattice has not so many.
+        """
+        if num_context is None:
+            num_context = (self.min_context + self.max_context) // 2
+        if not 0 <= num_context <= self.size**2:
+            raise InputError(
+                f"num_context={num_context} must be from 0 to the {self.size**2} sites of the "
+                f"lattice"
+            )
+        with seeded(self.eval_seed, Part.FIGURES, index):
+            start, rates = draw_start(1, self.size, self.most_infected), draw_rates(1)
+            states = torch.cat(list(spread(start, rates, self.num_steps))).flatten(1)
+            known = torch.randperm(self.size**2)[:num_context]
+        x = self.positions[None]
+        classes = F.one_hot(states, len(CLASSES)).float()
+        return [Task(x[:, known], y[None, known], x, y[None]) for y in classes]
 
     def _group(self) -> Task:
         """Tasks of the states of one epidemic, from torch's generator."""

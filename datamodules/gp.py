@@ -8,12 +8,11 @@ import torch
 from gpytorch.kernels import Kernel
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datamodules.bayes import BayesianCeiling
 from datamodules.gaussian_process import GPDraw, observed, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
-from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.loading import DrawnTaskDataModule, Part, at_least_one, check_range
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
@@ -38,7 +37,7 @@ class Curriculum:
         self.num_batches = num_batches
 
 
-class GPDataModule(TaskDataModule):
+class GPDataModule(DrawnTaskDataModule):
     """Draws regression tasks from Gaussian processes, new ones at every training step.
 
     The batch that a rank trains on at step i is a function of (seed, rank, i): it is the same with
@@ -112,24 +111,25 @@ class GPDataModule(TaskDataModule):
         eval_seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(eval_batch_size, num_workers)
+        super().__init__(
+            steps_per_epoch,
+            num_val_tasks,
+            num_test_tasks,
+            num_predict_tasks,
+            eval_batch_size,
+            num_workers,
+        )
         at_least_one(
             dim_x=dim_x,
             dim_y=dim_y,
             batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            num_val_tasks=num_val_tasks,
-            num_test_tasks=num_test_tasks,
-            num_predict_tasks=num_predict_tasks,
         )
         self.sizes = TaskSizes(
             min_num_points, max_num_points, num_targets=num_targets, vary=vary_sizes
         )
         if not noise_std >= 0:
             raise InputError(f"noise_std={noise_std} must be 0 or more")
-        if not x_range[0] < x_range[1]:
-            raise InputError(f"x_range={x_range} must go from a number to a greater one")
+        check_range(x_range)
         self.dim_x = dim_x
         self.dim_y = dim_y
         self.kernel = RandomKernel(released_rbf() if kernel is None else kernel)
@@ -138,10 +138,6 @@ class GPDataModule(TaskDataModule):
         self.noise_std = noise_std
         self.x_range = x_range
         self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.num_val_tasks = num_val_tasks
-        self.num_test_tasks = num_test_tasks
-        self.num_predict_tasks = num_predict_tasks
         self.t_noise = t_noise
         self.pad = pad
         self.curriculum = curriculum
@@ -266,18 +262,6 @@ class GPDataModule(TaskDataModule):
         order = torch.rand(batch_size, len(nodes)).argsort(dim=-1)
         # Of a figure only the context is used; behind it the order may begin anew.
         return nodes[order[:, torch.arange(num_points) % len(nodes)]]
-
-    def train_dataloader(self) -> DataLoader:
-        return self._training_loader(self.steps_per_epoch)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
 
 
 def _check_grid(x_grid: int, dim_x: int, sizes: TaskSizes) -> None:

@@ -103,6 +103,66 @@ class TaskDataModule(L.LightningDataModule, ABC):
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
+class DrawnTaskDataModule(TaskDataModule):
+    """Draws new tasks at every training step, and has fixed ones for everything else.
+
+    Args:
+        steps_per_epoch: training batches an epoch; a validation follows each epoch.
+        num_val_tasks: number of fixed validation tasks.
+        num_test_tasks: number of fixed test tasks.
+        num_predict_tasks: number of fixed tasks for `predict`.
+        eval_batch_size: tasks an evaluation step; it changes no result.
+        num_workers: processes that draw tasks; 0 draws in the training process.
+
+    Raises:
+        InputError: if one of the numbers is below 1.
+    """
+
+    def __init__(
+        self,
+        steps_per_epoch: int,
+        num_val_tasks: int,
+        num_test_tasks: int,
+        num_predict_tasks: int,
+        eval_batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__(eval_batch_size, num_workers)
+        at_least_one(
+            steps_per_epoch=steps_per_epoch,
+            num_val_tasks=num_val_tasks,
+            num_test_tasks=num_test_tasks,
+            num_predict_tasks=num_predict_tasks,
+            eval_batch_size=eval_batch_size,
+        )
+        self.steps_per_epoch = steps_per_epoch
+        self.num_val_tasks = num_val_tasks
+        self.num_test_tasks = num_test_tasks
+        self.num_predict_tasks = num_predict_tasks
+
+    def train_dataloader(self) -> DataLoader:
+        return self._training_loader(self.steps_per_epoch)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.num_predict_tasks, Part.PREDICT)
+
+
+def check_range(x_range: tuple[float, float]) -> None:
+    """Check that a range of inputs goes upwards.
+
+    Raises:
+        InputError: if it does not.
+    """
+    if not x_range[0] < x_range[1]:
+        raise InputError(f"x_range={x_range} must go from a number to a greater one")
+
+
 def at_least_one(**arguments: int) -> None:
     """Check that each of these arguments is 1 or more.
 

@@ -9,6 +9,12 @@ EXACT = "#3a9a5b"
 BAYES = "#93cba7"
 """Of the best prediction that does not know the process, but its priors."""
 
+CLASSES = ("#c8402f", "#3f6fb0", "#f0e6c8", "#4a9d5b", "#8a5cb0", "#e0a526", "#5f6b73", "#e58fb1")
+"""Of classes, in their order: of an epidemic infected, recovered and susceptible sites."""
+
+UNKNOWN = "#d9dcdf"
+"""Of what is not in the context."""
+
 _COLORS = {
     "CMANP": "#2a6fbb", "CMANPAND": "#7fb2e5",
     "LocatedCMANP": "#c8553d", "LocatedCMANPAND": "#e8a08f",

@@ -10,6 +10,7 @@ Example:
     (True, False)
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -32,6 +33,15 @@ class OffersFigureTask(Protocol):
         Its targets lie densely and in order along its input, or on a grid of its first two inputs
         while any others are 0. Where its `truth` is known, that is drawn, and else its `yt`.
         """
+
+
+@runtime_checkable
+class OffersClassNames(Protocol):
+    """What the classes are called; `PosteriorFigures` writes it in legends."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The names, in the order of the one-hot outputs."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.gaussian_process import outliers
 from datamodules.images.pixels import PixelDraw, images_to_task
-from datamodules.loading import Part, TaskDataModule, at_least_one
+from datamodules.loading import Part, TaskDataModule, at_least_one, check_range
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
@@ -67,6 +67,9 @@ class ImageDataModule(TaskDataModule):
         seed: seed of the training tasks.
         eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that make tasks; 0 makes them in the training process.
+        x_range: where the first and the last pixel of a row and of a column lie. For tests on
+            shifted domains: (9, 11). Images with twice as many pixels on a side have them as far
+            apart on (−2, 2).
     """
 
     def __init__(
@@ -84,8 +87,10 @@ class ImageDataModule(TaskDataModule):
         seed: int,
         eval_seed: int,
         num_workers: int,
+        x_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__(eval_batch_size, num_workers)
+        check_range(x_range)
         at_least_one(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -105,6 +110,7 @@ class ImageDataModule(TaskDataModule):
         self.t_noise = t_noise
         self.seed = seed
         self.eval_seed = eval_seed
+        self.x_range = x_range
 
     @property
     def max_num_points(self) -> int:
@@ -145,7 +151,8 @@ class ImageDataModule(TaskDataModule):
         positions = range(first, first + self.batch_size)
         with seeded(Part.TRAIN, self.seed, rank, index):
             draw = self._draw(self.sizes.draw(self.batch_size))
-        return images_to_task(images[_shuffled(positions, len(images), self.seed)], draw)
+        chosen = images[_shuffled(positions, len(images), self.seed)]
+        return images_to_task(chosen, draw, self.x_range)
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
         """The fixed evaluation tasks of these indices.
@@ -160,7 +167,7 @@ class ImageDataModule(TaskDataModule):
                     sizes = self._all_others(sizes.num_context)
                 draws.append(self._draw(sizes))
         images = self.image_sets[Part.TEST if part == Part.PREDICT else part]
-        return images_to_task(images[indices], PixelDraw.stack(draws))
+        return images_to_task(images[indices], PixelDraw.stack(draws), self.x_range)
 
     def completion_task(self, index: int = 0, num_context: int = 50) -> Task:
         """A task for figures, whose targets are all pixels that are not in the context.
@@ -184,7 +191,7 @@ class ImageDataModule(TaskDataModule):
         images, number = kinds[index % len(kinds)], index // len(kinds)
         with seeded(Part.FIGURES, self.eval_seed, index):
             draw = self._draw(self._all_others(torch.tensor([num_context])))
-        return images_to_task(images[[number % len(images)]], draw)
+        return images_to_task(images[[number % len(images)]], draw, self.x_range)
 
     def _all_others(self, num_context: Int[Tensor, "batch"]) -> ContextTargetSplit:
         """The sizes of tasks whose targets are all pixels that are not in the context."""

@@ -84,6 +84,7 @@ class CelebADataModule(ImageDataModule):
         cache_dir: str | Path | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        x_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         if resolution not in _PROTOCOL:
             raise InputError(f"resolution={resolution} must be 32, 64 or 128")
@@ -102,6 +103,7 @@ class CelebADataModule(ImageDataModule):
             seed=seed,
             eval_seed=eval_seed,
             num_workers=num_workers,
+            x_range=x_range,
         )
         at_least_one(num_val_tasks=num_val_tasks)
         self.root = Path(root)

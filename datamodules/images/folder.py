@@ -65,6 +65,7 @@ class ImageFolderDataModule(ImageDataModule):
         cache_dir: str | Path | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        x_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         decoder = Decoder(resolution, num_channels, center_crop)
         super().__init__(
@@ -81,6 +82,7 @@ class ImageFolderDataModule(ImageDataModule):
             seed=seed,
             eval_seed=eval_seed,
             num_workers=num_workers,
+            x_range=x_range,
         )
         if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
             raise InputError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from datamodules.images.base import ImageDataModule, ImageSet, evenly_spaced
 from datamodules.loading import Part, at_least_one
@@ -48,6 +48,7 @@ class OfficialSplitDataModule(ImageDataModule):
         t_noise: float | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        x_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__(
             num_pixels=self.size**2,
@@ -63,6 +64,7 @@ class OfficialSplitDataModule(ImageDataModule):
             seed=seed,
             eval_seed=eval_seed,
             num_workers=num_workers,
+            x_range=x_range,
         )
         at_least_one(num_val_tasks=num_val_tasks)
         self.root = Path(root)
@@ -79,17 +81,31 @@ class OfficialSplitDataModule(ImageDataModule):
         if missing := self._missing():
             raise FileNotFoundError(missing)
         train, test = self._load("train"), self._load("test")
-        if len(train) <= self.num_val_tasks:
+        rows, seen = np.flatnonzero(self._are_seen("train", train)), self._are_seen("test", test)
+        if len(rows) <= self.num_val_tasks:
             raise InputError(
-                f"num_val_tasks={self.num_val_tasks} leaves none to train on of the {len(train)} "
-                f"training images"
+                f"num_val_tasks={self.num_val_tasks} leaves none to train on of the {len(rows)} "
+                f"training images{self._of_classes}"
             )
-        held_out = evenly_spaced(len(train), self.num_val_tasks)
-        return {
-            Part.TRAIN: ImageSet(train, np.flatnonzero(~held_out)),
-            Part.VALIDATE: ImageSet(train, np.flatnonzero(held_out)),
-            Part.TEST: ImageSet(test, np.arange(len(test))),
+        if not seen.any():
+            raise InputError(f"there is no test image{self._of_classes}")
+        held_out = evenly_spaced(len(rows), self.num_val_tasks)
+        sets = {
+            Part.TRAIN: ImageSet(train, rows[~held_out]),
+            Part.VALIDATE: ImageSet(train, rows[held_out]),
+            Part.TEST: ImageSet(test, np.flatnonzero(seen)),
+            Part.TEST_UNSEEN: ImageSet(test, np.flatnonzero(~seen)),
         }
+        return {part: images for part, images in sets.items() if len(images)}
+
+    def _are_seen(self, split: str, images: np.ndarray) -> Bool[np.ndarray, "images"]:
+        """Which images of a split are of kinds that are trained on: by default all."""
+        return np.ones(len(images), bool)
+
+    @property
+    def _of_classes(self) -> str:
+        """What messages say of the classes that are trained on, where these are some of them."""
+        return ""
 
     @abstractmethod
     def _load(self, split: str) -> UInt8[np.ndarray, "images channels height width"]:

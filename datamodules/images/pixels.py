@@ -39,12 +39,16 @@ class PixelDraw:
         return cls(cat("num_context"), cat("num_target"), cat("key"), noise)
 
 
-def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: PixelDraw) -> Task:
+def images_to_task(
+    images: UInt8[Tensor, "batch channels height width"],
+    draw: PixelDraw,
+    x_range: tuple[float, float] = (-1.0, 1.0),
+) -> Task:
     r"""Make a task of each image: predict the colour of some pixels from that of others.
 
     The pixel of row i and column j of an image of height H and width W is the point
 
-    $$x = \left(\frac{2i}{H-1} - 1, \frac{2j}{W-1} - 1\right), \qquad
+    $$x = \left(a + (b - a) \frac{i}{H-1}, a + (b - a) \frac{j}{W-1}\right), \qquad
       y = \frac{\text{value}}{255} - \frac12 + \text{noise}$$
 
     No pixel is both context and target, and none is either twice. The same images and draw give the
@@ -53,6 +57,7 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
     Args:
         images: values from 0 to 255, on any device.
         draw: which pixels are context and which are targets.
+        x_range: a and b, where the first and the last pixel of a row and of a column lie.
 
     Raises:
         InputError: if a draw asks for more pixels than there are.
@@ -70,7 +75,7 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
     if num_points > height * width:
         raise InputError(f"a task of {num_points} points does not fit into {height}×{width} pixels")
     pixel = pixel_order(draw.key.to(images.device), height * width, num_points)
-    x = _coordinates(height, width).to(images.device)[pixel]
+    x = _coordinates(height, width, x_range).to(images.device)[pixel]
     value = images.flatten(2).take_along_dim(pixel[:, None], dim=2).mT
     y = _LEVELS.to(images.device)[value.int()]
     if draw.noise is not None:
@@ -82,10 +87,13 @@ def images_to_task(images: UInt8[Tensor, "batch channels height width"], draw: P
     ).to(images.device)
 
 
-def _coordinates(height: int, width: int) -> Float[Tensor, "pixels 2"]:
+def _coordinates(
+    height: int, width: int, x_range: tuple[float, float]
+) -> Float[Tensor, "pixels 2"]:
     """The coordinates of all pixels, row by row."""
+    low, high = x_range
     return torch.cartesian_prod(
-        *(2 * torch.arange(size) / max(size - 1, 1) - 1 for size in (height, width))
+        *(low + (high - low) * torch.arange(size) / max(size - 1, 1) for size in (height, width))
     )
 
 

@@ -49,7 +49,16 @@ class MultiheadAttention(nn.Module):
         context: Float[Tensor, "batch points dim_model"],
         mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
-        k, v = self.keys_values(context)
+        return self.attend_to(x, *self.keys_values(context), mask)
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The same of a context whose keys and values are known."""
         return self.join(attend(self.queries(x), k, v, mask))
 
     def absorb(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -92,6 +93,21 @@ class SelfAttention(PreNorm):
         residual, h = self.normalise(x)
         return residual + self.attention(h, h, mask)
 
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The output of points that attend to known keys and values, their own among them."""
+        residual, h = self.normalise(x)
+        return residual + self.attention.attend_to(h, k, v, mask)
+
+    def keys_values_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of points, [batch, heads, points, dim_head] each."""
+        return self.attention.keys_values(self.norm(x))
+
 
 class CrossAttention(PreNorm):
     r"""$\mathrm{residual} + \mathrm{Attn}(h \to \mathrm{LN}_c(c))$; the context has its own norm.
@@ -111,8 +127,18 @@ class CrossAttention(PreNorm):
         context: Float[Tensor, "batch points dim_model"],
         mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
+        return self.attend_to(x, *self.keys_values_of(context), mask)
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The same of a context whose keys and values are known."""
         residual, h = self.normalise(x)
-        return residual + self.attention(h, self.norm_context(context), mask)
+        return residual + self.attention.attend_to(h, k, v, mask)
 
     def absorb(
         self,
@@ -142,7 +168,7 @@ class CrossAttention(PreNorm):
     ) -> tuple[
         Float[Tensor, "batch heads points dim_head"], Float[Tensor, "batch heads points dim_head"]
     ]:
-        """The keys and values that `absorb` makes of a context."""
+        """The keys and values of a context."""
         return self.attention.keys_values(self.norm_context(context))
 
     def folded_projection(
@@ -174,6 +200,16 @@ class QueryLayer(nn.Module):
     ) -> Float[Tensor, "batch target dim_model"]:
         return self.feedforward(self.attend(x, context, mask))
 
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The same of a context whose keys and values are known."""
+        return self.feedforward(self.attend.attend_to(x, k, v, mask))
+
 
 class Decoder(nn.Module):
     r"""Targets attend to one context a layer.
@@ -192,7 +228,7 @@ class Decoder(nn.Module):
     def __init__(self, config: LayerConfig, dim_x: int, num_layers: int, embed_depth: int) -> None:
         super().__init__()
         self.embed = MLP(dim_x, config.dim_model, config.dim_model, embed_depth)
-        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
+        self.layers: Any = nn.ModuleList(QueryLayer(config) for _ in range(num_layers))
         self.norm = nn.LayerNorm(config.dim_model)
 
     def forward(
@@ -204,6 +240,18 @@ class Decoder(nn.Module):
         x = self.embed(xt)
         for layer, context in zip(self.layers, contexts, strict=True):
             x = layer(x, context, mask)
+        return self.norm(x)
+
+    def attend_to(
+        self,
+        xt: Float[Tensor, "batch target dim_x"],
+        keys_values: Iterable[tuple[Tensor, Tensor]],
+        mask: Bool[Tensor, "batch #target points"] | None = None,
+    ) -> Float[Tensor, "batch target dim_model"]:
+        """The same of contexts whose keys and values are known."""
+        x = self.embed(xt)
+        for layer, (k, v) in zip(self.layers, keys_values, strict=True):
+            x = layer.attend_to(x, k, v, mask)
         return self.norm(x)
 
 
@@ -228,6 +276,16 @@ class TransformerLayer(nn.Module):
         context: Float[Tensor, "batch points dim_model"],
         mask: Bool[Tensor, "batch #queries points"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
-        h = self.norm_attention(x + self.dropout(self.attention(x, context, mask)))
+        return self.attend_to(x, *self.attention.keys_values(context), mask)
+
+    def attend_to(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        k: Float[Tensor, "batch heads points dim_head"],
+        v: Float[Tensor, "batch heads points dim_head"],
+        mask: Bool[Tensor, "batch #queries points"] | None = None,
+    ) -> Float[Tensor, "batch queries dim_model"]:
+        """The same of a context whose keys and values are known."""
+        h = self.norm_attention(x + self.dropout(self.attention.attend_to(x, k, v, mask)))
         hidden = self.dropout(F.relu(self.expand(h)))
         return self.norm_feedforward(h + self.dropout(self.contract(hidden)))

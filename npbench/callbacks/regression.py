@@ -7,12 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from npbench.callbacks.class_maps import class_map_figure, evaluate
 from npbench.callbacks.maps import map_figure
-from npbench.callbacks.recording import FigureCallback, undisturbed
+from npbench.callbacks.recording import FigureCallback
 from npbench.colors import EXACT, colors_of
 from npbench.errors import InputError
-from npbench.models.contracts.process import Evaluation, NeuralProcess
-from npbench.offers import OffersFigureTask
+from npbench.models.contracts.process import NeuralProcess
+from npbench.offers import OffersClassNames, OffersFigureTask
 from npbench.task import Task
 
 
@@ -20,9 +21,10 @@ class PosteriorFigures(FigureCallback):
     """After validation, draws the model's prediction beside the exact Gaussian process's.
 
     There is a row for each task: on the left the model's mean and its central 50 and 95 % bands, on
-    the right those of the process that made the task. Functions of two inputs are drawn as maps.
-    The figure goes to TensorBoard, and to `figures/step-….png` in the run's folder. The data module
-    says what to draw: see `npbench.offers.OffersFigureTask`.
+    the right those of the process that made the task. Functions of two inputs are drawn as maps,
+    and so are the probabilities of classes. The figure goes to TensorBoard, and to
+    `figures/step-….png` in the run's folder. The data module says what to draw: see
+    `npbench.offers.OffersFigureTask`.
 
     Args:
         num_tasks: rows of the figure.
@@ -45,19 +47,27 @@ class PosteriorFigures(FigureCallback):
         data = self._data_module(trainer, OffersFigureTask)
         tasks = [data.figure_task(index) for index in range(self.num_tasks)]
         device = next(model.parameters()).device
-        return posterior_figure([model], [task.to(device) for task in tasks])
+        names = data.class_names if isinstance(data, OffersClassNames) else None
+        return posterior_figure([model], [task.to(device) for task in tasks], names)
 
 
-def posterior_figure(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> Figure:
+def posterior_figure(
+    models: Sequence[NeuralProcess],
+    tasks: Sequence[Task],
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """A row for each task (the first of each batch), and a column for each model.
 
     The last column is the exact answer, where the tasks have it. The truth is the function without
     the noise of observations, where it is known. Functions of several inputs are drawn as maps, by
-    `npbench.callbacks.maps.map_figure`.
+    `npbench.callbacks.maps.map_figure`, and classes, which have names, by
+    `npbench.callbacks.class_maps.class_map_figure`.
 
     It leaves the models and torch's random state as they were.
     """
-    evaluations = [[_evaluate(model, task) for model in models] for task in tasks]
+    evaluations = [[evaluate(model, task) for model in models] for task in tasks]
+    if models[0].predicts_classes:
+        return class_map_figure(models, tasks, evaluations, class_names)
     if tasks[0].xt.shape[-1] > 1:
         return map_figure(models, tasks, evaluations)
     colors = colors_of(type(model).__name__ for model in models)
@@ -83,11 +93,6 @@ def posterior_figure(models: Sequence[NeuralProcess], tasks: Sequence[Task]) -> 
 
 def _title(name: str, log_likelihood: Tensor) -> str:
     return f"{name}: {float(log_likelihood[0]):.2f} nats per target"
-
-
-def _evaluate(model: NeuralProcess, task: Task) -> Evaluation:
-    with undisturbed(model, task.xt.device):
-        return model.evaluate(task)
 
 
 def _panel(axis: Axes, task: Task, mean: Tensor, std: Tensor, color: str, title: str) -> None:

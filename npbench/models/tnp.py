@@ -10,13 +10,14 @@ from torch.distributions import Distribution
 
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
 from npbench.likelihoods import JointGaussian, Likelihood, target_head
+from npbench.models.contracts.causal import CausalExtension, CausalOption, CausalState
 from npbench.models.contracts.joint import JointProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Evaluation, masked_mean, records_arguments
-from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
+from npbench.models.contracts.stored_context import StoredContext
 
 
-class TNPD(StoredContextProcess):
+class TNPD(CausalOption):
     r"""Transformer Neural Process with a diagonal Gaussian.
 
     Tokens $\mathrm{MLP}([x, y])$ for the context and $\mathrm{MLP}([x_t, 0])$ for the targets; in
@@ -27,6 +28,12 @@ class TNPD(StoredContextProcess):
 
     The state stores $C_0, …, C_{K-1}$, so that a query encodes the targets alone. Memory: $N^2$ to
     condition and to update, $NM$ to query.
+
+    With `causal` a point of the context sees only those before it. The state then keeps the keys
+    and values of all points in every layer, twice as many numbers, and not the points.
+    An update by n points encodes them alone: n(N + n) operations and a copy of what is kept, in
+    place of (N + n)² operations. Training predicts each point of a task from all before it, in one
+    pass (`next_points`). In return predictions depend on the order of the context.
 
     Args:
         dim_x: number of inputs of a point.
@@ -40,6 +47,7 @@ class TNPD(StoredContextProcess):
         bound_std: keep the standard deviation above 0.05.
         qk_norm: normalise queries and keys; see `MultiheadAttention`.
         likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
+        causal: whether points of the context see only those before them; see above.
 
     Source: Nguyen and Grover, *Transformer Neural Processes: Uncertainty-Aware Meta Learning via
     Sequence Modeling*, ICML 2022.
@@ -65,8 +73,10 @@ class TNPD(StoredContextProcess):
         bound_std: bool = False,
         qk_norm: bool = False,
         likelihood: Likelihood = "gaussian",
+        causal: bool = False,
     ) -> None:
         super().__init__(dim_x, dim_y)
+        self._set_causal(causal)
         config = LayerConfig(dim_model, num_heads, dim_feedforward, dropout, qk_norm)
         self.embed = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(num_layers))
@@ -83,8 +93,24 @@ class TNPD(StoredContextProcess):
             tokens.append(layer(tokens[-1], tokens[-1], points.attention_mask))
         return StoredContext(points, torch.stack(tokens, dim=1))
 
-    def _query(self, state: StoredContext, xt: Tensor) -> Distribution:
+    def _extend(self, state: CausalState | None, points: Points) -> CausalState:
+        extension, x = CausalExtension(state, points), self.embed(points.xy)
+        for index, layer in enumerate(self.layers):
+            k, v = extension.add(*layer.attention.keys_values(x))
+            if index < len(self.layers) - 1:
+                x = layer.attend_to(x, k, v, extension.visible)
+        return extension.state()
+
+    def _query(self, state: StoredContext | CausalState, xt: Tensor) -> Distribution:
+        if isinstance(state, CausalState):
+            return super()._query(state, xt)
         return self.head(self._encode_targets(state, xt))
+
+    def _predict(self, state: CausalState, xt: Tensor, visible: Tensor) -> Distribution:
+        x = self._embed_targets(xt)
+        for layer, (k, v) in zip(self.layers, state.keys_values(), strict=True):
+            x = layer.attend_to(x, k, v, visible)
+        return self.head(x)
 
     def _encode_targets(
         self, state: StoredContext, xt: Tensor
@@ -174,7 +200,7 @@ class TNPA(TNPD):
     the true values; samples are drawn one target after another. Both depend on the order of the
     targets. `query` predicts each target by itself, as if it came first.
 
-    The arguments and the source are those of `TNPD`.
+    The arguments and the source are those of `TNPD`, without `causal`.
 
     Example:
         >>> model = TNPA(dim_x=1, dim_y=1)

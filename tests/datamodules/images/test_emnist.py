@@ -179,7 +179,7 @@ def test_a_test_without_the_classes_is_refused(tmp_path: Path) -> None:
     write_emnist(tmp_path)
     labels = tmp_path / TRAIN_LABELS.replace("train", "test")
     labels.write_bytes(idx(np.full(60, 20)))
-    with pytest.raises(ValueError, match="no test image is of classes 0–9"):
+    with pytest.raises(ValueError, match="no test image of classes 0–9"):
         emnist(tmp_path).setup()
 
 
