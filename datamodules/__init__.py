@@ -1,4 +1,4 @@
-"""Data modules. Every batch of theirs is an `npbench.Task` or an `npbench.EventSequences`."""
+"""Data modules, whose batches are `npbench.Task`, `EventSequences` or `TokenSequences`."""
 
 from datamodules.epidemics import SIRDataModule
 from datamodules.events import (
@@ -17,6 +17,7 @@ from datamodules.images import (
     ImageFolderDataModule,
     MNISTDataModule,
 )
+from datamodules.sequences import ListOpsDataModule, TextClassificationDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -27,10 +28,12 @@ __all__ = [
     "GPDataModule",
     "HawkesProcess",
     "ImageFolderDataModule",
+    "ListOpsDataModule",
     "MNISTDataModule",
     "PointProcess",
     "PoissonProcess",
     "RenewalProcess",
     "SIRDataModule",
     "SyntheticEventDataModule",
+    "TextClassificationDataModule",
 ]

@@ -7,15 +7,17 @@ from npbench.lazy import lazy_names
 if TYPE_CHECKING:
     from npbench import errors
     from npbench.events import EventSequences
+    from npbench.sequences import TokenSequences
     from npbench.task import Bayes, Exact, Task
 
-__all__ = ["Bayes", "EventSequences", "Exact", "Task", "errors"]
+__all__ = ["Bayes", "EventSequences", "Exact", "Task", "TokenSequences", "errors"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "npbench": ["errors"],
         "npbench.events": ["EventSequences"],
+        "npbench.sequences": ["TokenSequences"],
         "npbench.task": ["Bayes", "Exact", "Task"],
     },
 )

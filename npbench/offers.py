@@ -111,6 +111,22 @@ class OffersVocabulary(Protocol):
 
 
 @runtime_checkable
+class OffersClasses(Protocol):
+    """The names of classes, in the order of their indices, and the number of tokens.
+
+    `SequenceClassification` owns the classes as `EventPrediction` owns a vocabulary: it takes those
+    of the data it is trained on, saves them in its checkpoints, and sets them in every data module
+    that it is given later.
+    """
+
+    classes: list[str]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, padding included."""
+
+
+@runtime_checkable
 class OffersTimeName(Protocol):
     """What a unit of time is called; `EventFigures` writes it on axes."""
 

@@ -2,22 +2,17 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch.utils.data import DataLoader
 
-from datamodules.loading import Part, TaskDataModule, at_least_one
-from datamodules.seeding import seeded
+from datamodules.loading import Part
+from datamodules.passes import PassDataModule
 from npbench.errors import InputError
 from npbench.events import EventSequences
-
-# Number of batches whose training sequences are sorted by length together. More of them leave less
-# padding.
-_POOL = 50
 
 # Intervals τ are at least this long when their logarithm is taken.
 _SHORTEST = 1e-8
@@ -151,17 +146,8 @@ class EventWindows:
         )
 
 
-class EventDataModule(TaskDataModule):
-    """Makes batches of sequences of events, padded on the right.
-
-    Training passes over the sequences in an order that is drawn anew for each pass. Sequences of
-    similar length share a batch, which saves padding: the sequences of some batches are sorted by
-    length together and cut, and the batches are shuffled. Sequences at the end of a pass that would
-    not fill a batch on every rank are left out of that pass. The batch of step i on rank r is a
-    function of (seed, number of ranks, r, i): it is the same with any number of workers, and after
-    a resume too.
-
-    Evaluation takes every sequence once, short ones first. Prediction takes them in their order.
+class EventDataModule(PassDataModule):
+    """Makes batches of sequences of events, in the order that `PassDataModule` describes.
 
     Args:
         batch_size: sequences a training step, on each rank.
@@ -171,10 +157,7 @@ class EventDataModule(TaskDataModule):
     """
 
     def __init__(self, batch_size: int, eval_batch_size: int, seed: int, num_workers: int) -> None:
-        super().__init__(eval_batch_size, num_workers)
-        at_least_one(batch_size=batch_size, eval_batch_size=eval_batch_size)
-        self.batch_size = batch_size
-        self.seed = seed
+        super().__init__(batch_size, eval_batch_size, seed, num_workers)
         self._windows: dict[Part, EventWindows] = {}
 
     @property
@@ -196,38 +179,13 @@ class EventDataModule(TaskDataModule):
             self._windows[part] = self._make_windows(part)
         return self._windows[part]
 
+    def rows(self, part: Part) -> EventWindows:
+        return self.windows(part)
+
     @property
     def interval_statistics(self) -> IntervalStatistics:
         """Statistics of the intervals of the training sequences, in the unit of the times."""
         return self.windows(Part.TRAIN).interval_statistics
-
-    def prepare_data(self) -> None:
-        """Load the events in one process first, so that one downloads for all.
-
-        Raises:
-            InputError, OSError: if the files are not what the data module says they must be.
-        """
-        self.setup()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Load the events, in every process."""
-        for part in (Part.TRAIN, Part.VALIDATE, Part.TEST):
-            self.windows(part)
-
-    def training_batch(self, index: int, rank: int = 0) -> EventSequences:
-        """The batch of training step `index` on `rank`."""
-        _, world_size = self._rank_and_world_size()
-        number, step = divmod(index, self._steps_per_pass())
-        size = self.batch_size * world_size
-        windows = self.windows(Part.TRAIN)
-        together = _batches_of_pass(windows, size, self.seed, number)[step]
-        return windows.batch(together[rank::world_size])
-
-    def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> EventSequences:
-        """The sequences of these indices, short ones first, or in their order for `PREDICT`."""
-        windows = self.windows(part)
-        rows = np.array(indices)
-        return windows.batch(rows if part == Part.PREDICT else windows.by_length[rows])
 
     def figure_sequences(self, num_sequences: int = 64, test: bool = False) -> EventSequences:
         """Sequences for figures, of the validation data or of the test data.
@@ -237,33 +195,3 @@ class EventDataModule(TaskDataModule):
         part = Part.TEST if test else Part.VALIDATE
         total = len(self.windows(part))
         return self.evaluation_batch(range(total - 1, -1, total // -num_sequences), part)
-
-    def _steps_per_pass(self) -> int:
-        _, world_size = self._rank_and_world_size()
-        return max(1, len(self.windows(Part.TRAIN)) // (world_size * self.batch_size))
-
-    def train_dataloader(self) -> DataLoader:
-        return self._training_loader(self._steps_per_pass())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(Part.VALIDATE)), Part.VALIDATE)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(Part.TEST)), Part.TEST)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.windows(Part.PREDICT)), Part.PREDICT)
-
-
-@lru_cache(maxsize=2)
-def _batches_of_pass(
-    windows: EventWindows, size: int, seed: int, number: int
-) -> Int64[np.ndarray, "steps size"]:
-    """The windows of each batch. A window comes twice only where all would not fill one batch."""
-    with seeded(Part.TRAIN, seed, number):
-        steps = max(1, len(windows) // size)
-        order = np.resize(torch.randperm(len(windows)).numpy(), steps * size)
-        for start in range(0, len(order), _POOL * size):
-            pool = order[start : start + _POOL * size]
-            pool[:] = pool[np.argsort(windows.lengths[pool], kind="stable")]
-        return order.reshape(steps, size)[torch.randperm(steps).numpy()]

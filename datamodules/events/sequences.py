@@ -38,7 +38,7 @@ class EventSequenceDataModule(EventDataModule):
     Where the data have no part for validation, a hash says which sequences it gets, and where a
     file has no parts at all, also which are for testing. The hash is that of the times of a
     sequence, or of its name in a table. Once every part has a sequence, added ones move no other.
-    Batches are made as `EventDataModule` says. Each window begins at time 0, the time of its first
+    Batches are made as `PassDataModule` says. Each window begins at time 0, the time of its first
     event. Sequences of fewer than two events say nothing and are left out; with an `end`, only
     empty ones are.
 

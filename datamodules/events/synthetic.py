@@ -20,7 +20,7 @@ class SyntheticEventDataModule(EventDataModule):
     """Draws sequences of events from a process, with their log-likelihood under it (`exact`).
 
     The training sequences are a fixed data set, a function of `seed`; a larger data set begins with
-    the smaller one. Training passes over it as `EventDataModule` says. The sequences of evaluation
+    the smaller one. Training passes over it as `PassDataModule` says. The sequences of evaluation
     are functions of `eval_seed`. The clock is that of the process, which begins at 0, before the
     first event.
 

@@ -43,19 +43,37 @@ def attend(
     v: Float[Tensor, "batch heads points dim_head"],
     mask: Bool[Tensor, "batch #queries points"] | None = None,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads queries dim_head"]:
     r"""$\mathrm{softmax}(q k^\top \cdot \mathrm{scale})\, v$ over the points that `mask` allows.
 
-    A query that may look at no point at all gets 0. The scale is $1 / \sqrt{d}$ by default.
+    A query that may look at no point at all gets 0. The scale is $1 / \sqrt{d}$ by default, and
+    `dropout` is the rate at which weights are dropped.
     """
     if k.shape[-2] == 0:
         return torch.zeros_like(q)
     if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale)
     blind = ~mask.any(dim=-1, keepdim=True)
     # A softmax over nothing is NaN: blind queries look at everything, and are set to 0 afterwards.
-    out = F.scaled_dot_product_attention(q, k, v, (mask | blind)[:, None], scale=scale)
+    seen = (mask | blind)[:, None]
+    out = F.scaled_dot_product_attention(q, k, v, seen, dropout_p=dropout, scale=scale)
     return out.masked_fill(blind[:, None], 0.0)
+
+
+def attention_weights(
+    q: Float[Tensor, "#batch heads queries dim_head"],
+    k: Float[Tensor, "batch heads points dim_head"],
+    mask: Bool[Tensor, "batch #queries points"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries points"]:
+    """The weights of `attend`, which add up to 1, or are 0 where a query may look at nothing."""
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    if mask is None:
+        return scores.softmax(dim=-1)
+    hidden = ~mask[:, None]
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+    return weights.masked_fill(hidden, 0.0)
 
 
 def score_bias(

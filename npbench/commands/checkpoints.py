@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npbench.commands.arguments import given
 from npbench.errors import InputError
-from npbench.models import EventModel, NeuralProcess
+from npbench.models import EventModel, NeuralProcess, SequenceClassifier
 from npbench.models.contracts.ranges import Ranges
 from npbench.training.bounds import WithinWeights, check_numbers
 from npbench.training.checkpoint_files import load_checkpoint
@@ -36,11 +36,16 @@ def load(checkpoint: Path) -> NeuralProcess:
             `--allow` has imported.
     """
     described, weights, ranges = _content(checkpoint)
-    check_class_paths(described, (NeuralProcess, EventModel), str(checkpoint))
+    check_class_paths(described, (NeuralProcess, EventModel, SequenceClassifier), str(checkpoint))
     kind = class_at(described["class_path"])
     if kind is not None and issubclass(kind, EventModel):
         raise InputError(
             f"{checkpoint} holds a {kind.__name__}, which predicts events; this command takes "
+            f"models of regression"
+        )
+    if kind is not None and issubclass(kind, SequenceClassifier):
+        raise InputError(
+            f"{checkpoint} holds a {kind.__name__}, which classifies sequences; this command takes "
             f"models of regression"
         )
     if kind is None or not issubclass(kind, NeuralProcess):

@@ -31,12 +31,12 @@ from npbench.commands.sections import check_values
 from npbench.commands.tables import metrics_table
 from npbench.errors import InputError
 from npbench.messages import options_of, refuse
-from npbench.training import EventPrediction, MetaRegression
+from npbench.training import EventPrediction, MetaRegression, SequenceClassification
 from npbench.training.checkpoint_files import checkpoint_to_resume
 from npbench.training.lightning_parts import TrainerCommands
 
 # jsonargparse finds by their names alone, without a path, the classes that are imported.
-_NAMED = EventPrediction, MetaRegression
+_NAMED = EventPrediction, MetaRegression, SequenceClassification
 
 _FIELDS = """
 

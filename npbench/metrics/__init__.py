@@ -7,6 +7,7 @@ from npbench.metrics.classification import (
 )
 from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
 from npbench.metrics.regression import Coverage, RegressionMetrics, StandardError, TaskMean
+from npbench.metrics.sequences import SequenceMetrics
 
 __all__ = [
     "ClassificationMetrics",
@@ -17,6 +18,7 @@ __all__ = [
     "MedianAbsoluteError",
     "PerEvent",
     "RegressionMetrics",
+    "SequenceMetrics",
     "StandardError",
     "TaskMean",
     "metrics_of",

@@ -1,11 +1,18 @@
 """Neural processes and event models: one file a family; `contracts/` is what they share."""
 
 from npbench.models.bootstrap import BANP, BNP
+from npbench.models.causal_luna import CausalLuna, CausalLunaState
 from npbench.models.cmanp import CMANP, CMANPState
 from npbench.models.cmanpand import CMANPAND
 from npbench.models.cmhp import CMHP, CMHPState
 from npbench.models.conditional import CANP, CNP, CNPState
-from npbench.models.contracts import EventModel, EventState, NeuralProcess, State
+from npbench.models.contracts import (
+    EventModel,
+    EventState,
+    NeuralProcess,
+    SequenceClassifier,
+    State,
+)
 from npbench.models.contracts.second_moment import SampledFunctions, SecondMomentState
 from npbench.models.convcnp import ConvCNP, ConvState
 from npbench.models.eqtnp import EQTNP
@@ -14,6 +21,9 @@ from npbench.models.latent import ANP, NP
 from npbench.models.lbanp import LBANP, LBANPND
 from npbench.models.located import LocatedCMANP, LocatedState
 from npbench.models.locatedand import LocatedCMANPAND
+from npbench.models.luna import ConvLuna, Luna
+from npbench.models.memory_transformer import MemoryTransformer, Transformer
+from npbench.models.recurrent_memory import RMT, Memformer
 from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
@@ -33,6 +43,7 @@ __all__ = [
     "LBANP",
     "LBANPND",
     "NP",
+    "RMT",
     "THP",
     "TNPA",
     "TNPD",
@@ -42,7 +53,10 @@ __all__ = [
     "CMANPState",
     "CMHPState",
     "CNPState",
+    "CausalLuna",
+    "CausalLunaState",
     "ConvCNP",
+    "ConvLuna",
     "ConvState",
     "EventModel",
     "EventState",
@@ -52,10 +66,15 @@ __all__ = [
     "LocatedCMANP",
     "LocatedCMANPAND",
     "LocatedState",
+    "Luna",
+    "Memformer",
+    "MemoryTransformer",
     "NeuralProcess",
     "SampledFunctions",
     "SecondMomentJointNP",
     "SecondMomentNP",
     "SecondMomentState",
+    "SequenceClassifier",
     "State",
+    "Transformer",
 ]

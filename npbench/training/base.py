@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import Metric
 
 from npbench.errors import InputError
-from npbench.models import EventModel, NeuralProcess
+from npbench.models import EventModel, NeuralProcess, SequenceClassifier
 from npbench.structure import TensorRecord
 from npbench.training.bounds import WithinWeights, check_numbers
 from npbench.training.checkpoint_files import check_resumable, load_checkpoint
@@ -126,7 +126,8 @@ class TrainingModule(L.LightningModule, ABC):
         saved = load_checkpoint(checkpoint_path)
         weights = saved["state_dict"]
         hparams = without_builder(saved.get("hyper_parameters", {}), source)
-        check_class_paths(hparams, (NeuralProcess, EventModel, Optimizer, LRScheduler), source)
+        kinds = (NeuralProcess, EventModel, SequenceClassifier, Optimizer, LRScheduler)
+        check_class_paths(hparams, kinds, source)
         check_numbers(hparams.get("model"), weights, source)
         with WithinWeights(weights, source):
             return super().load_from_checkpoint(

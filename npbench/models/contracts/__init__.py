@@ -1,11 +1,13 @@
 """What every model must be: the verbs, the states, and what they share.
 
-`process` is the contract of neural processes and `events` that of event models; `joint`, `mixture`
+`process` is the contract of neural processes, `events` that of event models, and `classifier` that
+of classifiers of sequences; `joint`, `mixture`
 and `stored_context` are bases of families, and `merging` that of models whose states merge;
 `inputs` checks what comes in, as sets of `points`, and `ranges` whether it is far from what was
 trained on; `state_files` keeps states in files, and a `ledger` which points they have absorbed.
 """
 
+from npbench.models.contracts.classifier import LayerMemory, SequenceClassifier
 from npbench.models.contracts.events import EventEvaluation, EventModel, EventState
 from npbench.models.contracts.merging import ForgettingProcess, MergingProcess
 from npbench.models.contracts.points import Points
@@ -25,11 +27,13 @@ __all__ = [
     "EventModel",
     "EventState",
     "ForgettingProcess",
+    "LayerMemory",
     "Marginals",
     "MergingProcess",
     "NeuralProcess",
     "Points",
     "SavedState",
+    "SequenceClassifier",
     "State",
     "merge_all",
     "records_arguments",

@@ -207,7 +207,7 @@ def test_sequences_of_like_length_come_together_in_changing_batches(tmp_path: Pa
 def test_batches_are_of_pools_not_of_all_sequences(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datamodules.events.base._POOL", 1)
+    monkeypatch.setattr("datamodules.passes._POOL", 1)
     batches = list(events(root, seed=11).train_dataloader())
     assert all((np.diff(batch.mask.sum(1)) >= 0).all() for batch in batches)
     assert np.mean([batch.mask.float().mean() for batch in batches]) < 0.8
