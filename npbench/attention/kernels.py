@@ -60,7 +60,7 @@ def attend(
 
 def score_bias(
     mask: Bool[Tensor, "batch points"] | None,
-    bias: Float[Tensor, "#batch heads queries points"] | None,
+    bias: Float[Tensor, "#batch heads #queries points"] | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "#batch #heads #queries points"] | None:
     """All that the scores get added: the bias, and −∞ at padding."""

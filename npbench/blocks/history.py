@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from npbench.attention import AttentionState
 from npbench.attention.prefixes import faded, final_state, prefix_states
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
+from npbench.blocks.filters import PointFilter, filtered
 from npbench.blocks.layers import LayerConfig
 
 
@@ -27,10 +28,17 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
         config: the layers' common sizes.
         num_block_latents: number L_B of the block's own latents.
         recency: whether events fade.
+        filter: what stands between the events and the first attention, if anything.
     """
 
-    def __init__(self, config: LayerConfig, num_block_latents: int, recency: bool) -> None:
-        super().__init__(config, num_block_latents)
+    def __init__(
+        self,
+        config: LayerConfig,
+        num_block_latents: int,
+        recency: bool,
+        filter: PointFilter | None = None,
+    ) -> None:
+        super().__init__(config, num_block_latents, filter=filter)
         self.log_rates, self.null_scores = None, None
         if recency:
             # The slowest rate lasts a hundred units of time, the fastest a tenth of one.
@@ -87,4 +95,6 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
     ]:
         keys, values = self.attend_points.keys_values_of(points)
         queries = self.attend_points.queries_of(self.latents)
-        return (queries * keys.shape[-1] ** -0.5) @ keys.mT, values
+        q, k, v, bias = filtered(self.filter, queries, keys, values)
+        scores = (q * k.shape[-1] ** -0.5) @ k.mT
+        return scores if bias is None else scores + bias, v

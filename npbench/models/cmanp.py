@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
-from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
+from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig, PointFilter
 from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.constant_memory import (
     ConstantMemoryProcess,
@@ -59,6 +59,8 @@ class CMANP(ConstantMemoryProcess):
         likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
         with_mass: whether latents also know how much they found among the points, which the paper's
             do not; see `MassChannel`.
+        filter: what stands between points and the latents of each block, such as `PointGate`; see
+            `npbench.blocks.filters`. By default nothing does.
 
     How many points `condition`, `update`, `forget` and `query` take at a time, where `condition` is
     not told by its own `chunk_size`:
@@ -103,6 +105,7 @@ class CMANP(ConstantMemoryProcess):
         context_chunk_size: int | None = None,
         likelihood: Likelihood = "gaussian",
         with_mass: bool = False,
+        filter: PointFilter | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -110,7 +113,7 @@ class CMANP(ConstantMemoryProcess):
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.blocks = nn.ModuleList(
-            ConstantMemoryAttentionBlock(config, num_block_latents, with_mass)
+            ConstantMemoryAttentionBlock(config, num_block_latents, with_mass, filter)
             for _ in range(num_layers)
         )
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)

@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
-from npbench.blocks import EventEmbedding, HistoryBlock, LayerConfig, QueryLayer
+from npbench.blocks import (
+    CausalConvolution,
+    EventEmbedding,
+    HistoryBlock,
+    LayerConfig,
+    PointFilter,
+    QueryLayer,
+)
 from npbench.errors import InputError
 from npbench.models.contracts.events import EventModel, EventState, ends
 from npbench.models.contracts.process import records_arguments
@@ -20,9 +27,11 @@ _CONDITION_CHUNK = 256
 @dataclass(frozen=True, eq=False)
 class CMHPState(EventState):
     """All that CMHP keeps of a history, at a size that does not depend on it: the states of the
-    blocks' first attention at the time of the last event, [batch, layers, heads, latents, …]."""
+    blocks' first attention at the time of the last event, [batch, layers, heads, latents, …], and
+    the embeddings of the last events where the model has a convolution."""
 
     attention: AttentionState
+    recent: Float[Tensor, "batch events dim_model"] | None = None
 
     def of_blocks(self) -> Iterator[AttentionState]:
         """The state of each block: [batch, heads, latents, …]."""
@@ -57,6 +66,10 @@ class CMHP(EventModel):
             Training takes memory for about 35·(num_latents + num_block_latents)·dim_model numbers
             a block and event.
         min_interval: least τ, in the data's unit; a shorter one counts as this.
+        filter: what stands between events and the latents of each block, each event by itself; see
+            `npbench.blocks.filters`. By default nothing does.
+        convolution: a filter along the history, ahead of all blocks; the state then holds the
+            embeddings of the last events too. By default there is none.
 
     Source: Feng et al., *Constant Memory Attention Block*, arXiv 2306.12599; the decoder is that of
     Shchur, Biloš and Günnemann, *Intensity-Free Learning of Temporal Point Processes*, ICLR 2020.
@@ -86,6 +99,8 @@ class CMHP(EventModel):
         recency: bool = True,
         scan_chunk_size: int = 32,
         min_interval: float = 1e-8,
+        filter: PointFilter | None = None,
+        convolution: CausalConvolution | None = None,
     ) -> None:
         super().__init__(num_marks, dim_model, num_components, min_interval)
         if scan_chunk_size < 1:
@@ -97,15 +112,20 @@ class CMHP(EventModel):
         self.embed = EventEmbedding(num_marks, dim_model)
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.blocks = nn.ModuleList(
-            HistoryBlock(config, num_block_latents, recency) for _ in range(num_layers)
+            HistoryBlock(config, num_block_latents, recency, filter) for _ in range(num_layers)
         )
         # Checkpoints hold its weights by this name.
         self.read = QueryLayer(config)
         self.norm = nn.LayerNorm(dim_model)
+        self.convolve = None if convolution is None else convolution.build(num_heads, dim_model)
 
     def _condition(self, times: Tensor, marks: Tensor, mask: Tensor) -> CMHPState:
         nothing = AttentionState.stack([block.nothing(len(times)) for block in self.blocks])
-        state = CMHPState(**ends(times[:, :0], marks, mask), attention=_batch_first(nothing))
+        recent = None
+        if self.convolve is not None:
+            recent = self.convolve.nothing(self.latents.expand(len(times), -1, -1))
+        ahead = ends(times[:, :0], marks, mask)
+        state = CMHPState(**ahead, attention=_batch_first(nothing), recent=recent)
         for start in range(0, times.shape[1], _CONDITION_CHUNK):
             window = slice(start, start + _CONDITION_CHUNK)
             state = self._absorb(state, times[:, window], marks[:, window], mask[:, window])
@@ -126,9 +146,12 @@ class CMHP(EventModel):
     ) -> Float[Tensor, "batch events dim_model"]:
         since_first = self._scaled(times - times[:, :1])
         points = self.embed(since_first, marks)
+        filtered = points
+        if self.convolve is not None:
+            filtered = self.convolve(points, self.convolve.nothing(points))
         # Only prefixes that end in a real event are kept, each as a history of its own.
         states = [
-            block.prefixes(points, since_first, self.scan_chunk_size).map(lambda z: z[mask])
+            block.prefixes(filtered, since_first, self.scan_chunk_size).map(lambda z: z[mask])
             for block in self.blocks
         ]
         history = self._decode(states, points[mask])
@@ -145,12 +168,15 @@ class CMHP(EventModel):
         now = state.ends_after(times, marks, mask)
         since_first = self._scaled((times - now["first"][:, None]).nan_to_num(0.0))
         passed = self._scaled((now["last"] - state.last).nan_to_num(0.0))
-        points = self.embed(since_first, marks)
+        points, recent = self.embed(since_first, marks), None
+        if self.convolve is not None and state.recent is not None:
+            recent = self.convolve.after(points, state.recent, mask)
+            points = self.convolve(points, state.recent)
         new = [
             block.faded(old, passed).merge(block.final(points, since_first, mask))
             for block, old in zip(self.blocks, state.of_blocks())
         ]
-        return CMHPState(**now, attention=_batch_first(AttentionState.stack(new)))
+        return CMHPState(**now, attention=_batch_first(AttentionState.stack(new)), recent=recent)
 
     def _decode(
         self,
