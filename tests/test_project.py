@@ -33,8 +33,8 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 LAYERS = [
     "lazy", "structure", "errors", "choices", "files", "task", "events", "offers", "point_files",
     "tables", "attention", "distributed", "blocks", "likelihoods", "models", "conditioning",
-    "predictions", "metrics", "optim", "colors", "profiling", "training", "callbacks", "interop", "messages",
-    "commands", "cli",
+    "predictions", "metrics", "optim", "colors", "profiling", "training", "callbacks",
+    "interop", "messages", "commands", "cli",
 ]  # fmt: skip
 # What data modules import from npbench: batches, tables and errors, and nothing that knows a model.
 FOR_DATA = {

@@ -105,6 +105,10 @@ class ConstantMemoryAttentionBlock(nn.Module):
         added = own if bias is None else bias if own is None else bias + own
         return AttentionState.from_chunk(q.expand(len(points), -1, -1, -1), k, v, mask, added)
 
+    def packed(self, state: AttentionState) -> Float[Tensor, "batch latents dim_model"]:
+        """What attention to the points has brought to the block's own latents."""
+        return self.attend_points.attention.readout(state)
+
     def forward(
         self,
         input_latents: Float[Tensor, "batch num_latents dim_model"],

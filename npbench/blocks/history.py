@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
+from npbench.attention.kernels import log_normalised
 from npbench.attention.prefixes import faded, final_state, prefix_states
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
 from npbench.blocks.filters import PointFilter, filtered
@@ -76,13 +77,32 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
         """The state some time after."""
         return faded(state, after[:, None, None], self._rates)
 
+    def log_weights(
+        self,
+        points: Float[Tensor, "batch events dim_model"],
+        times: Float[Tensor, "batch events"],
+        mask: Bool[Tensor, "batch events"],
+    ) -> Float[Tensor, "batch heads latents events"]:
+        """The logarithms of the attention to the events, at the time of the last."""
+        scores, _ = self._scores_values(points)
+        if self._rates is not None:
+            scores = scores - self._rates[..., None] * (times[:, -1:] - times)[:, None, None]
+        return log_normalised(scores.masked_fill(~mask[:, None, None], -torch.inf))
+
+    def packed(self, state: AttentionState) -> Float[Tensor, "batch latents dim_model"]:
+        return super().packed(self._with_nothing(state))
+
     def forward(
         self, input_latents: Float[Tensor, "batch num_latents dim_model"], state: AttentionState
     ) -> Float[Tensor, "batch num_latents dim_model"]:
-        if self.null_scores is not None:
-            share = (state.lse - self.null_scores).sigmoid()
-            state = AttentionState(state.lse, state.out * share[..., None])
-        return super().forward(input_latents, state)
+        return super().forward(input_latents, self._with_nothing(state))
+
+    def _with_nothing(self, state: AttentionState) -> AttentionState:
+        """The state of latents that may attend to nothing too."""
+        if self.null_scores is None:
+            return state
+        share = (state.lse - self.null_scores).sigmoid()
+        return AttentionState(state.lse, state.out * share[..., None])
 
     @property
     def _rates(self) -> Float[Tensor, "heads latents"] | None:

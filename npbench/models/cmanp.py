@@ -15,9 +15,11 @@ from npbench.models.contracts.constant_memory import (
     ConstantMemoryState,
     check_chunk_size,
 )
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
 from npbench.models.streaming import PointReader
+from npbench.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +125,13 @@ class CMANP(ConstantMemoryProcess):
             lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
             min_std=0.05 if bound_std else None,
         )
+
+    def memory_layers(self, batch: Task) -> list[MemoryView]:
+        """What each block keeps of the contexts of tasks, and how it attends to them."""
+        context, _ = self._inputs.of_task(batch)
+        attention = self._absorb(context)
+        packed, log_weights = self._reader.packed(attention), self._reader.log_weights(context)
+        return list(map(MemoryView, packed, self._encode(attention), log_weights))
 
     def _states(self, chunks: Iterable[Points]) -> Iterator[AttentionState]:
         return self._reader.states(chunks)

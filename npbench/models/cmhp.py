@@ -17,7 +17,9 @@ from npbench.blocks import (
     QueryLayer,
 )
 from npbench.errors import InputError
+from npbench.events import EventSequences
 from npbench.models.contracts.events import EventModel, EventState, ends
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.process import records_arguments
 
 # How many events `condition` absorbs at a time.
@@ -119,6 +121,19 @@ class CMHP(EventModel):
         self.norm = nn.LayerNorm(dim_model)
         self.convolve = None if convolution is None else convolution.build(num_heads, dim_model)
 
+    def memory_layers(self, batch: EventSequences) -> list[MemoryView]:
+        """What each block keeps of whole sequences, and how it attends to their events."""
+        times, marks, mask = self._checked(batch.times, batch.marks, batch.mask)
+        since_first = self._scaled(times - times[:, :1])
+        points = self._filtered(self.embed(since_first, marks))
+        state = self._condition(times, marks, mask)
+        latents, layers = self.latents.expand(len(times), -1, -1), []
+        for block, kept in zip(self.blocks, state.of_blocks(), strict=True):
+            latents = block(latents, kept)
+            log_weights = block.log_weights(points, since_first, mask)
+            layers.append(MemoryView(block.packed(kept), latents, log_weights))
+        return layers
+
     def _condition(self, times: Tensor, marks: Tensor, mask: Tensor) -> CMHPState:
         nothing = AttentionState.stack([block.nothing(len(times)) for block in self.blocks])
         recent = None
@@ -146,9 +161,7 @@ class CMHP(EventModel):
     ) -> Float[Tensor, "batch events dim_model"]:
         since_first = self._scaled(times - times[:, :1])
         points = self.embed(since_first, marks)
-        filtered = points
-        if self.convolve is not None:
-            filtered = self.convolve(points, self.convolve.nothing(points))
+        filtered = self._filtered(points)
         # Only prefixes that end in a real event are kept, each as a history of its own.
         states = [
             block.prefixes(filtered, since_first, self.scan_chunk_size).map(lambda z: z[mask])
@@ -156,6 +169,14 @@ class CMHP(EventModel):
         ]
         history = self._decode(states, points[mask])
         return points.new_zeros(points.shape).masked_scatter(mask[..., None], history)
+
+    def _filtered(
+        self, points: Float[Tensor, "batch events dim_model"]
+    ) -> Float[Tensor, "batch events dim_model"]:
+        """What the blocks see of the embeddings of whole histories."""
+        if self.convolve is None:
+            return points
+        return self.convolve(points, self.convolve.nothing(points))
 
     def _absorb(
         self,

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from npbench.attention import AttentionState
 from npbench.attention.backward import attention_backward
-from npbench.attention.kernels import score_bias
+from npbench.attention.kernels import attention_log_weights, score_bias
 from npbench.blocks import CrossAttention
 from npbench.blocks.filters import Filtered, FilterLayer, filtered
 from npbench.models.contracts.points import Points
@@ -60,6 +60,18 @@ class PointReader:
                 _repeated(points.mask, len(k)), None if bias is None else bias.flatten(0, 1),
             )  # fmt: skip
             yield state.map(lambda z, shape=k.shape[:2]: z.unflatten(0, shape))
+
+    def packed(self, attention: AttentionState) -> list[Float[Tensor, "batch latents dim_model"]]:
+        """What attention has brought to the latents of each block."""
+        return [block.packed(attention[i]) for i, block in enumerate(self.blocks)]
+
+    def log_weights(self, points: Points) -> Float[Tensor, "blocks batch heads latents points"]:
+        """The logarithms of the attention of the blocks' latents to the points."""
+        q, k, _, bias = self.attended(self.queries(), points, self.projection())
+        mask, shape = _repeated(points.mask, len(k)), k.shape[:2]
+        added = score_bias(mask, None if bias is None else bias.flatten(0, 1), q.dtype)
+        added = None if added is None else added.unflatten(0, shape)
+        return attention_log_weights(q.expand(-1, shape[1], -1, -1, -1), k, added)
 
     def fold(self, points: Points, chunk_size: int) -> AttentionState:
         """The same states and the same gradients, `chunk_size` points at a time in both."""
