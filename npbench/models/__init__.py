@@ -15,6 +15,7 @@ from npbench.models.lbanp import LBANP, LBANPND
 from npbench.models.located import LocatedCMANP, LocatedState
 from npbench.models.locatedand import LocatedCMANPAND
 from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
+from npbench.models.segments import Segment
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 from npbench.models.tnpkr import TNPKR, KernelState
@@ -57,5 +58,6 @@ __all__ = [
     "SecondMomentJointNP",
     "SecondMomentNP",
     "SecondMomentState",
+    "Segment",
     "State",
 ]

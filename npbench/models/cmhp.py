@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,7 @@ from npbench.events import EventSequences
 from npbench.models.contracts.events import EventModel, EventState, ends
 from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.process import records_arguments
+from npbench.models.segments import Segment, SegmentReader
 
 # How many events `condition` absorbs at a time.
 _CONDITION_CHUNK = 256
@@ -120,6 +122,73 @@ class CMHP(EventModel):
         self.read = QueryLayer(config)
         self.norm = nn.LayerNorm(dim_model)
         self.convolve = None if convolution is None else convolution.build(num_heads, dim_model)
+
+    def segment(
+        self,
+        times: Float[Tensor, "*batch events"],
+        marks: Int[Tensor, "*batch events"],
+        mask: Bool[Tensor, "*batch events"] | None = None,
+        origin: Float[Tensor, "*batch"] | float | None = None,
+    ) -> Segment:
+        """The segment of a stretch of histories, for `join` and `merge`; see `Segment`.
+
+        Args:
+            times, marks, mask: of its events, as of `condition`.
+            origin: time of the first event of the whole history; by default it is in this segment.
+
+        Raises:
+            InputError: as `condition`; and if there are no events and no origin.
+        """
+        times, marks, mask = self._checked(times, marks, mask)
+        if origin is None:
+            if not times.shape[1]:
+                raise InputError("a segment without events needs the origin of its history")
+            origin = times[:, 0]
+        start = torch.as_tensor(origin, dtype=times.dtype, device=times.device).expand(len(times))
+        windows = [
+            slice(first, first + _CONDITION_CHUNK)
+            for first in range(0, max(1, times.shape[1]), _CONDITION_CHUNK)
+        ]
+        return self.join(*(
+            self._segments.absorb(
+                self.embed(self._scaled(times[:, w] - start[:, None]), marks[:, w]),
+                times[:, w], marks[:, w], mask[:, w], start,
+            )
+            for w in windows
+        ))  # fmt: skip
+
+    def join(self, *segments: Segment) -> Segment:
+        """One segment of several that follow on each other.
+
+        Raises:
+            InputError: if they are of different histories, or not in the order of their times.
+        """
+        return reduce(self._segments.join, segments)
+
+    def merge(self, *segments: Segment) -> CMHPState:
+        """The state of a history from its segments, in their order; exact, as `condition` is.
+
+        Example:
+            >>> model = CMHP(num_marks=3, convolution=CausalConvolution(num_taps=4)).eval()
+            >>> times, marks = torch.rand(1, 50).cumsum(-1), torch.randint(3, (1, 50))
+            >>> first = model.segment(times[:, :20], marks[:, :20])
+            >>> second = model.segment(times[:, 20:], marks[:, 20:], origin=times[:, 0])
+            >>> merged, at_once = model.merge(first, second), model.condition(times, marks)
+            >>> torch.allclose(model.query(merged).median, model.query(at_once).median, rtol=1e-4)
+            True
+
+        Raises:
+            InputError: as `join`; and if the first event is not where the segments count from.
+        """
+        whole = self.join(*segments)
+        return CMHPState(
+            whole.first, whole.last, whole.mark, self._segments.whole(whole),
+            None if self.convolve is None else whole.recent,
+        )  # fmt: skip
+
+    @property
+    def _segments(self) -> SegmentReader:
+        return SegmentReader(list(self.blocks), self.convolve, self._scaled)
 
     def memory_layers(self, batch: EventSequences) -> list[MemoryView]:
         """What each block keeps of whole sequences, and how it attends to their events."""
