@@ -32,10 +32,10 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 # The rooms of npbench; each imports from those before it, and from itself.
 LAYERS = [
-    "lazy", "structure", "errors", "files", "task", "events", "sequences", "offers", "point_files",
-    "tables", "attention", "distributed", "blocks", "likelihoods", "models", "conditioning",
-    "predictions", "metrics", "optim", "schedules", "colors", "profiling", "training",
-    "callbacks", "interop", "messages", "commands", "cli",
+    "lazy", "structure", "errors", "choices", "files", "task", "events", "sequences", "offers",
+    "point_files", "tables", "attention", "distributed", "blocks", "likelihoods", "models",
+    "conditioning", "predictions", "metrics", "optim", "schedules", "colors", "profiling",
+    "training", "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip
 # What data modules import from npbench: batches, tables and errors, and nothing that knows a model.
 FOR_DATA = {

@@ -37,6 +37,23 @@ def attention_with_lse(
         return lse, weights @ v.to(dtype)
 
 
+def attention_log_weights(
+    q: Float[Tensor, "*batch queries dim_head"],
+    k: Float[Tensor, "*batch points dim_head"],
+    bias: Tensor | None = None,
+) -> Float[Tensor, "*batch queries points"]:
+    """The logarithms of the softmax's weights, for those who look at attention; it forms the score
+    matrix. Where every score is −∞, so are they."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return log_normalised(scores if bias is None else scores + bias)
+
+
+def log_normalised(scores: Float[Tensor, "*batch points"]) -> Float[Tensor, "*batch points"]:
+    """The log-softmax over points; −∞ where every score is −∞."""
+    lse = scores.logsumexp(dim=-1, keepdim=True)
+    return scores - lse.masked_fill(lse.isneginf(), 0.0)
+
+
 def attend(
     q: Float[Tensor, "batch heads queries dim_head"],
     k: Float[Tensor, "batch heads points dim_head"],
@@ -78,7 +95,7 @@ def attention_weights(
 
 def score_bias(
     mask: Bool[Tensor, "batch points"] | None,
-    bias: Float[Tensor, "#batch heads queries points"] | None,
+    bias: Float[Tensor, "#batch heads #queries points"] | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "#batch #heads #queries points"] | None:
     """All that the scores get added: the bias, and −∞ at padding."""

@@ -50,7 +50,7 @@ class AttentionState(TensorRecord):
         k: Float[Tensor, "batch heads points dim_head"],
         v: Float[Tensor, "batch heads points dim_head"],
         mask: Bool[Tensor, "batch points"] | None = None,
-        bias: Float[Tensor, "#batch heads queries points"] | None = None,
+        bias: Float[Tensor, "#batch heads #queries points"] | None = None,
     ) -> "AttentionState":
         r"""The state after attending to one chunk of points.
 

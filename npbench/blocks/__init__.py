@@ -7,7 +7,9 @@ from npbench.blocks.bayesian_regression import (
     WeightPosterior,
 )
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
+from npbench.blocks.convolution import CausalConvolution
 from npbench.blocks.embeddings import EventEmbedding
+from npbench.blocks.filters import Bottleneck, FeatureMap, PointFilter, PointGate, Temperature
 from npbench.blocks.history import HistoryBlock
 from npbench.blocks.kernel_regression import GELUMLP, KernelRegressionBlock
 from npbench.blocks.layers import (
@@ -29,10 +31,13 @@ __all__ = [
     "GELUMLP",
     "MLP",
     "BayesianHeads",
+    "Bottleneck",
+    "CausalConvolution",
     "ConstantMemoryAttentionBlock",
     "CrossAttention",
     "Decoder",
     "EventEmbedding",
+    "FeatureMap",
     "FeedForward",
     "FunctionPosterior",
     "HistoryBlock",
@@ -40,11 +45,14 @@ __all__ = [
     "KernelRegressionBlock",
     "LayerConfig",
     "Places",
+    "PointFilter",
+    "PointGate",
     "PreNorm",
     "QueryLayer",
     "Scales",
     "SecondMoments",
     "SelfAttention",
+    "Temperature",
     "TransformerLayer",
     "WeightPosterior",
 ]

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
+from npbench.blocks.filters import PointFilter, filtered
 from npbench.blocks.layers import CrossAttention, FeedForward, LayerConfig, SelfAttention
 
 # log of the mass below which a latent counts as having seen nothing.
@@ -58,6 +59,7 @@ class ConstantMemoryAttentionBlock(nn.Module):
         config: the layers' common sizes.
         num_block_latents: number L_B of the block's own latents.
         with_mass: whether P also knows how much its first attention found; see `MassChannel`.
+        filter: what stands between the points and the first attention, if anything.
 
     Source: Feng et al., *Memory Efficient Neural Processes via Constant Memory Attention Block*,
     ICML 2024, section 3.
@@ -71,7 +73,11 @@ class ConstantMemoryAttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, config: LayerConfig, num_block_latents: int, with_mass: bool = False
+        self,
+        config: LayerConfig,
+        num_block_latents: int,
+        with_mass: bool = False,
+        filter: PointFilter | None = None,
     ) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(num_block_latents, config.dim_model))
@@ -84,6 +90,8 @@ class ConstantMemoryAttentionBlock(nn.Module):
         self.mix_latents = nn.Sequential(
             FeedForward(config), SelfAttention(config), FeedForward(config)
         )
+        dim_head = config.dim_model // config.num_heads
+        self.filter = None if filter is None else filter.build(config.num_heads, dim_head)
 
     def absorb(
         self,
@@ -92,7 +100,14 @@ class ConstantMemoryAttentionBlock(nn.Module):
         bias: Float[Tensor, "#batch heads latents points"] | None = None,
     ) -> AttentionState:
         """The block's state of these points; see `AttentionState.from_chunk`."""
-        return self.attend_points.absorb(self.latents, points, mask, bias)
+        k, v = self.attend_points.keys_values_of(points)
+        q, k, v, own = filtered(self.filter, self.attend_points.queries_of(self.latents), k, v)
+        added = own if bias is None else bias if own is None else bias + own
+        return AttentionState.from_chunk(q.expand(len(points), -1, -1, -1), k, v, mask, added)
+
+    def packed(self, state: AttentionState) -> Float[Tensor, "batch latents dim_model"]:
+        """What attention to the points has brought to the block's own latents."""
+        return self.attend_points.attention.readout(state)
 
     def forward(
         self,

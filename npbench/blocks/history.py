@@ -5,8 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
+from npbench.attention.kernels import log_normalised
 from npbench.attention.prefixes import faded, final_state, prefix_states
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
+from npbench.blocks.filters import PointFilter, filtered
 from npbench.blocks.layers import LayerConfig
 
 
@@ -27,10 +29,17 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
         config: the layers' common sizes.
         num_block_latents: number L_B of the block's own latents.
         recency: whether events fade.
+        filter: what stands between the events and the first attention, if anything.
     """
 
-    def __init__(self, config: LayerConfig, num_block_latents: int, recency: bool) -> None:
-        super().__init__(config, num_block_latents)
+    def __init__(
+        self,
+        config: LayerConfig,
+        num_block_latents: int,
+        recency: bool,
+        filter: PointFilter | None = None,
+    ) -> None:
+        super().__init__(config, num_block_latents, filter=filter)
         self.log_rates, self.null_scores = None, None
         if recency:
             # The slowest rate lasts a hundred units of time, the fastest a tenth of one.
@@ -68,13 +77,32 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
         """The state some time after."""
         return faded(state, after[:, None, None], self._rates)
 
+    def log_weights(
+        self,
+        points: Float[Tensor, "batch events dim_model"],
+        times: Float[Tensor, "batch events"],
+        mask: Bool[Tensor, "batch events"],
+    ) -> Float[Tensor, "batch heads latents events"]:
+        """The logarithms of the attention to the events, at the time of the last."""
+        scores, _ = self._scores_values(points)
+        if self._rates is not None:
+            scores = scores - self._rates[..., None] * (times[:, -1:] - times)[:, None, None]
+        return log_normalised(scores.masked_fill(~mask[:, None, None], -torch.inf))
+
+    def packed(self, state: AttentionState) -> Float[Tensor, "batch latents dim_model"]:
+        return super().packed(self._with_nothing(state))
+
     def forward(
         self, input_latents: Float[Tensor, "batch num_latents dim_model"], state: AttentionState
     ) -> Float[Tensor, "batch num_latents dim_model"]:
-        if self.null_scores is not None:
-            share = (state.lse - self.null_scores).sigmoid()
-            state = AttentionState(state.lse, state.out * share[..., None])
-        return super().forward(input_latents, state)
+        return super().forward(input_latents, self._with_nothing(state))
+
+    def _with_nothing(self, state: AttentionState) -> AttentionState:
+        """The state of latents that may attend to nothing too."""
+        if self.null_scores is None:
+            return state
+        share = (state.lse - self.null_scores).sigmoid()
+        return AttentionState(state.lse, state.out * share[..., None])
 
     @property
     def _rates(self) -> Float[Tensor, "heads latents"] | None:
@@ -87,4 +115,6 @@ class HistoryBlock(ConstantMemoryAttentionBlock):
     ]:
         keys, values = self.attend_points.keys_values_of(points)
         queries = self.attend_points.queries_of(self.latents)
-        return (queries * keys.shape[-1] ** -0.5) @ keys.mT, values
+        q, k, v, bias = filtered(self.filter, queries, keys, values)
+        scores = (q * k.shape[-1] ** -0.5) @ k.mT
+        return scores if bias is None else scores + bias, v

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState, MultiheadAttention
+from npbench.attention.kernels import attention_log_weights, score_bias
 from npbench.errors import InputError
 
 
@@ -149,6 +150,20 @@ class CrossAttention(PreNorm):
     ) -> AttentionState:
         """What the queries `x` keep of these context points; see `AttentionState.from_chunk`."""
         return self.attention.absorb(self.norm(x), self.norm_context(context), mask, bias)
+
+    def looked_at(
+        self,
+        x: Float[Tensor, "batch queries dim_model"],
+        context: Float[Tensor, "batch points dim_model"],
+        mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> tuple[
+        Float[Tensor, "batch queries dim_model"], Float[Tensor, "batch heads queries points"]
+    ]:
+        """What `forward` adds to its residual, and the logarithms of the weights of attention."""
+        attention, h = self.attention, self.norm(x)
+        q, (k, _) = attention.queries(h), self.keys_values_of(context)
+        out = attention(h, self.norm_context(context), None if mask is None else mask[:, None])
+        return out, attention_log_weights(q, k, score_bias(mask, None, q.dtype))
 
     def readout(
         self, x: Float[Tensor, "queries dim_model"], state: AttentionState

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from npbench.attention import AttentionState, split_heads
 from npbench.attention.bias import REACH, CompactKernel, compact, squared_distances
+from npbench.attention.kernels import log_normalised
 from npbench.attention.rotary import Rotary, Rotation
 from npbench.blocks.layers import MLP
 from npbench.blocks.located import At
@@ -143,6 +144,22 @@ class Pack(nn.Module):
                     weights = weights * (queries[head, indices] @ keys[0, head].mT).exp()
                 total[0, head].index_add_(0, indices, weights @ values[0, head])
         return total
+
+    def log_weights(
+        self,
+        at: At,
+        y: Float[Tensor, "batch points dim_y"],
+        mask: Bool[Tensor, "batch points"] | None,
+        places: Float[Tensor, "places dim_x"],
+    ) -> Float[Tensor, "batch heads places points"]:
+        """The logarithms of the shares that points have in what each place keeps."""
+        keys, _ = self._keys_values(at, y, mask)
+        scores = self.kernel(at.x, self.sites(places)).log()
+        if keys is not None:
+            scores = scores + self._scaled_queries @ keys.mT
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        return log_normalised(scores)
 
     def readout(
         self, state: AttentionState, places: Float[Tensor, "places dim_x"], rotary: Rotary

@@ -1,6 +1,7 @@
 """Callbacks, which look and record, and never change training."""
 
 from npbench.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from npbench.callbacks.degradation import MemoryDegradation
 from npbench.callbacks.events import EventFigures
 from npbench.callbacks.images import ImageFigures
 from npbench.callbacks.memory import PeakMemoryProfiler
@@ -13,6 +14,7 @@ __all__ = [
     "EventFigures",
     "ImageFigures",
     "LastCheckpoint",
+    "MemoryDegradation",
     "ModelLine",
     "PeakMemoryProfiler",
     "PosteriorFigures",

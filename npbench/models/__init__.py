@@ -25,6 +25,7 @@ from npbench.models.luna import ConvLuna, Luna
 from npbench.models.memory_transformer import MemoryTransformer, Transformer
 from npbench.models.recurrent_memory import RMT, Memformer
 from npbench.models.second_moment import SecondMomentJointNP, SecondMomentNP
+from npbench.models.segments import Segment
 from npbench.models.thp import THP
 from npbench.models.tnp import TNPA, TNPD, TNPND
 from npbench.models.tnpkr import TNPKR, KernelState
@@ -74,6 +75,7 @@ __all__ = [
     "SecondMomentJointNP",
     "SecondMomentNP",
     "SecondMomentState",
+    "Segment",
     "SequenceClassifier",
     "State",
     "Transformer",

@@ -8,16 +8,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from npbench.attention import AttentionState
-from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig
+from npbench.blocks import MLP, ConstantMemoryAttentionBlock, Decoder, LayerConfig, PointFilter
 from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.constant_memory import (
     ConstantMemoryProcess,
     ConstantMemoryState,
     check_chunk_size,
 )
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
 from npbench.models.streaming import PointReader
+from npbench.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class CMANP(ConstantMemoryProcess):
         likelihood: "gaussian", or "categorical" for `dim_y` classes as one-hot outputs.
         with_mass: whether latents also know how much they found among the points, which the paper's
             do not; see `MassChannel`.
+        filter: what stands between points and the latents of each block, such as `PointGate`; see
+            `npbench.blocks.filters`. By default nothing does.
 
     How many points `condition`, `update`, `forget` and `query` take at a time, where `condition` is
     not told by its own `chunk_size`:
@@ -103,6 +107,7 @@ class CMANP(ConstantMemoryProcess):
         context_chunk_size: int | None = None,
         likelihood: Likelihood = "gaussian",
         with_mass: bool = False,
+        filter: PointFilter | None = None,
     ) -> None:
         super().__init__(dim_x, dim_y)
         self.context_chunk_size = check_chunk_size(context_chunk_size)
@@ -110,7 +115,7 @@ class CMANP(ConstantMemoryProcess):
         self.embed_points = MLP(dim_x + dim_y, dim_model, dim_model, embed_depth)
         self.latents = nn.Parameter(torch.randn(num_latents, dim_model))
         self.blocks = nn.ModuleList(
-            ConstantMemoryAttentionBlock(config, num_block_latents, with_mass)
+            ConstantMemoryAttentionBlock(config, num_block_latents, with_mass, filter)
             for _ in range(num_layers)
         )
         self.decoder = Decoder(config, dim_x, num_layers, embed_depth)
@@ -120,6 +125,13 @@ class CMANP(ConstantMemoryProcess):
             lambda n: MLP(dim_model, dim_feedforward, n, depth=2),
             min_std=0.05 if bound_std else None,
         )
+
+    def memory_layers(self, batch: Task) -> list[MemoryView]:
+        """What each block keeps of the contexts of tasks, and how it attends to them."""
+        context, _ = self._inputs.of_task(batch)
+        attention = self._absorb(context)
+        packed, log_weights = self._reader.packed(attention), self._reader.log_weights(context)
+        return list(map(MemoryView, packed, self._encode(attention), log_weights))
 
     def _states(self, chunks: Iterable[Points]) -> Iterator[AttentionState]:
         return self._reader.states(chunks)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from npbench.blocks import LayerConfig
+from npbench.blocks import LayerConfig, PointFilter
 from npbench.likelihoods import JointGaussian
 from npbench.models.cmanp import CMANP
 from npbench.models.contracts.blockwise import BlockwiseProcess
@@ -68,6 +68,7 @@ class CMANPAND(BlockwiseProcess, CMANP):
         dim_projection: int = 20,
         num_std_layers: int = 2,
         projection_depth: int = 4,
+        filter: PointFilter | None = None,
     ) -> None:
         super().__init__(
             dim_x=dim_x,
@@ -84,6 +85,7 @@ class CMANPAND(BlockwiseProcess, CMANP):
             qk_norm=qk_norm,
             norm_residual=norm_residual,
             context_chunk_size=context_chunk_size,
+            filter=filter,
         )
         self._predict_jointly(
             block_size,

@@ -10,9 +10,11 @@ from torch.distributions import Distribution
 from npbench.blocks import MLP, CrossAttention, Decoder, FeedForward, LayerConfig, SelfAttention
 from npbench.likelihoods import JointGaussian, Likelihood, target_head
 from npbench.models.contracts.joint import JointProcess
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
 from npbench.models.contracts.stored_context import StoredContext, StoredContextProcess
+from npbench.task import Task
 
 
 class LBANP(StoredContextProcess):
@@ -87,6 +89,17 @@ class LBANP(StoredContextProcess):
         for layer in self.layers:
             latents.append(layer(latents[-1], embedding, points.attention_mask))
         return StoredContext(points, torch.stack(latents[1:], dim=1))
+
+    def memory_layers(self, batch: Task) -> list[MemoryView]:
+        """What each layer's latents hold of the contexts of tasks, and how they attend to them."""
+        context, _ = self._inputs.of_task(batch)
+        embedding, state = self.embed_points(context.xy), self._encode(context)
+        before = [self.latents.expand(len(embedding), -1, -1), *state.encodings.unbind(dim=1)]
+        return [
+            MemoryView(packed, after, weights)
+            for layer, latents, after in zip(self.layers, before, before[1:])
+            for packed, weights in [layer.attend_points.looked_at(latents, embedding, context.mask)]
+        ]
 
     def _query(self, state: StoredContext, xt: Tensor) -> Distribution:
         return self.head(self._encode_targets(state, xt))

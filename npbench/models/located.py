@@ -25,8 +25,10 @@ from npbench.models.contracts.constant_memory import (
     ConstantMemoryState,
     check_chunk_size,
 )
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
+from npbench.task import Task
 
 # More places than these learn of each other in windows.
 _MOST_TOGETHER = 1024
@@ -217,6 +219,15 @@ class LocatedCMANP(ConstantMemoryProcess):
                 setattr(model, name, module)
         model.watch = self.watch
         return model
+
+    def memory_layers(self, batch: Task) -> list[MemoryView]:
+        """What the places keep of the contexts of tasks; it is one layer."""
+        context, _ = self._inputs.of_task(batch)
+        attention, places = self._absorb(context), self.locations.positions
+        packed = self.pack.readout(attention[0], places, self.rotary)
+        at = self._at(context.x)
+        log_weights = self.pack.log_weights(at, context.y, context.mask, places)
+        return [MemoryView(packed, self._encode(attention)[0], log_weights)]
 
     def _states(self, chunks: Iterable[Points]) -> Iterator[AttentionState]:
         for points in chunks:

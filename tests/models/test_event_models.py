@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from npbench import EventSequences
-from npbench.blocks import HistoryBlock, LayerConfig
+from npbench.blocks import CausalConvolution, HistoryBlock, LayerConfig, PointGate
 from npbench.likelihoods import NextEvent
 from npbench.models import CMHP, THP, EventModel
 from npbench.profiling import LiveTensors
@@ -25,11 +25,25 @@ SIZES = {
     "dim_feedforward": 16,
     "num_components": 4,
 }
+
+
+def filtered_cmhp() -> CMHP:
+    """With a filter of every kind that events can have, far from where they start."""
+    model = CMHP(
+        NUM_MARKS, num_latents=3, num_block_latents=4, scan_chunk_size=4,
+        filter=PointGate(open=0.5), convolution=CausalConvolution(num_taps=3), **SIZES,
+    )  # fmt: skip
+    for parameter in (model.convolve.kernel, *(block.filter.weight for block in model.blocks)):
+        torch.nn.init.normal_(parameter)
+    return model
+
+
 MODELS = {
     "CMHP": lambda: CMHP(NUM_MARKS, num_latents=3, num_block_latents=4, scan_chunk_size=4, **SIZES),
     "CMHP-paper": lambda: CMHP(
         NUM_MARKS, num_latents=3, num_block_latents=4, scan_chunk_size=4, recency=False, **SIZES
     ),
+    "CMHP-filtered": filtered_cmhp,
     "THP": lambda: THP(NUM_MARKS, **SIZES),
 }  # fmt: skip
 every_model = pytest.mark.parametrize("name", MODELS)

@@ -4,11 +4,13 @@
 of classifiers of sequences; `joint`, `mixture`
 and `stored_context` are bases of families, and `merging` that of models whose states merge;
 `inputs` checks what comes in, as sets of `points`, and `ranges` whether it is far from what was
-trained on; `state_files` keeps states in files, and a `ledger` which points they have absorbed.
+trained on; `state_files` keeps states in files, and a `ledger` which points they have absorbed;
+`memory` is what can be seen of a model's latents.
 """
 
 from npbench.models.contracts.classifier import LayerMemory, SequenceClassifier
 from npbench.models.contracts.events import EventEvaluation, EventModel, EventState
+from npbench.models.contracts.memory import HasMemory, MemoryView
 from npbench.models.contracts.merging import ForgettingProcess, MergingProcess
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import (
@@ -27,8 +29,10 @@ __all__ = [
     "EventModel",
     "EventState",
     "ForgettingProcess",
+    "HasMemory",
     "LayerMemory",
     "Marginals",
+    "MemoryView",
     "MergingProcess",
     "NeuralProcess",
     "Points",

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from npbench.choices import Choice
 from npbench.errors import ChunkError, InputError
 from npbench.likelihoods import CategoricalHead
 from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
@@ -81,7 +82,8 @@ def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
     An argument that is a dataclass is kept as a dictionary of its fields, and several of them as a
     list of dictionaries, which JSON and a checkpoint that runs no code can hold; where a dataclass
-    is expected, `__init__` takes such a dictionary too.
+    is expected, `__init__` takes such a dictionary too. One that is a `Choice` is kept with its
+    class path.
     """
 
     @wraps(init)
@@ -92,6 +94,8 @@ def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
         for name, expected in get_type_hints(init).items():
             if kind := _dataclass_of(expected):
                 arguments[name] = _as_dataclass(arguments.get(name), kind)
+            elif choice := _choice_of(expected):
+                arguments[name] = choice.of(arguments.get(name))
         init(*bound.args, **bound.kwargs)
         # Bases record their arguments too; those of the outermost class come last, and stay.
         self.hparams = {
@@ -107,6 +111,12 @@ def _dataclass_of(annotation: Any) -> type | None:
     return next((kind for kind in kinds if is_dataclass(kind)), None)
 
 
+def _choice_of(annotation: Any) -> type[Choice] | None:
+    """The contract of choices that an annotation is, or has as one of its alternatives."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Choice)), None)
+
+
 def _as_dataclass(value: Any, kind: type) -> Any:
     """A dictionary as the dataclass whose fields it has, and a list of them as a list of these."""
     if isinstance(value, list | tuple):
@@ -115,7 +125,10 @@ def _as_dataclass(value: Any, kind: type) -> Any:
 
 
 def _as_dictionary(value: Any) -> Any:
-    """A dataclass, or a list of them, as `_as_dataclass` takes it; anything else as it is."""
+    """A choice as `Choice.of` takes it; a dataclass, or a list of them, as `_as_dataclass` takes
+    them; anything else as it is."""
+    if isinstance(value, Choice):
+        return value.described()
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     if isinstance(value, list | tuple) and any(map(is_dataclass, value)):

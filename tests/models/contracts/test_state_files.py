@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from npbench.blocks import PointFilter
 from npbench.errors import InputError
 from npbench.likelihoods import Likelihood
 from npbench.models import CMANP, CMANPState
@@ -233,12 +234,13 @@ class LaterCMANP(CMANP):
         context_chunk_size: int | None = None,
         likelihood: Likelihood = "gaussian",
         with_mass: bool = False,
+        filter: PointFilter | None = None,
         sizes: Sequence[float] = (0.0, 1.0),
     ) -> None:
         super().__init__(
             dim_x, dim_y, dim_model, num_heads, num_layers, dim_feedforward, num_latents,
             num_block_latents, embed_depth, dropout, bound_std, qk_norm, norm_residual,
-            context_chunk_size, likelihood, with_mass,
+            context_chunk_size, likelihood, with_mass, filter,
         )  # fmt: skip
 
 
@@ -255,7 +257,7 @@ def later(model: CMANP, **arguments: object) -> CMANP:
 def as_version_1(path: Path, model: CMANP) -> None:
     """Make a state file what release 0.1.0 would have written."""
     # Those without effect, and those that came later.
-    left_out = {"context_chunk_size", "dropout", "likelihood", "with_mass"}
+    left_out = {"context_chunk_size", "dropout", "likelihood", "with_mass", "filter"}
     arguments = {k: v for k, v in model.hparams.items() if k not in left_out}
     digest = hashlib.sha256(f"{type(model).__name__} {json.dumps(arguments)}".encode())
     for name, tensor in model.state_dict().items():
