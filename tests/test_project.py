@@ -31,10 +31,10 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 # The rooms of npbench; each imports from those before it, and from itself.
 LAYERS = [
-    "lazy", "structure", "errors", "files", "task", "events", "offers", "point_files", "tables",
-    "attention", "distributed", "blocks", "likelihoods", "models", "conditioning", "predictions",
-    "metrics", "optim", "colors", "profiling", "training", "callbacks", "interop", "messages",
-    "commands", "cli",
+    "lazy", "structure", "errors", "files", "point_files", "scaling", "task", "events", "offers",
+    "tables", "attention", "distributed", "blocks", "likelihoods", "models", "conditioning",
+    "predictions", "metrics", "optim", "colors", "profiling", "training", "callbacks", "interop",
+    "messages", "commands", "cli",
 ]  # fmt: skip
 # What data modules import from npbench: batches, tables and errors, and nothing that knows a model.
 FOR_DATA = {

@@ -167,7 +167,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         Parameters are shared: training one trains both. States do not go from one to the other.
 
         Args:
-            low: lower end of the range, one number for all inputs or one each.
+            low: lower end of the range, one number for all inputs or one each, in the units of
+                the model.
             high: upper end.
 
         Raises:
@@ -179,7 +180,7 @@ class LocatedCMANP(ConstantMemoryProcess):
                 "places that are learned, or that score content, cannot move to another range: "
                 "train with learned=False and content=False for models that can"
             )
-        places = self.places.on(low, high, self.dim_x)
+        places = self.places.on(*self._own_range(low, high), self.dim_x)
         with torch.random.fork_rng(devices=[]):
             model = type(self)(**self.hparams | {"places": places})
         parameter = next(self.parameters())
