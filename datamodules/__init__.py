@@ -17,6 +17,7 @@ from datamodules.images import (
     ImageFolderDataModule,
     MNISTDataModule,
 )
+from datamodules.tables import TableDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -33,4 +34,5 @@ __all__ = [
     "RenewalProcess",
     "SIRDataModule",
     "SyntheticEventDataModule",
+    "TableDataModule",
 ]

@@ -180,7 +180,8 @@ class NeuralProcess(nn.Module, ABC):
                 raise InputError(
                     f"the columns {', '.join([*scaling.x_names, *scaling.y_names])} are "
                     f"{scaling.dim_x} number(s) of inputs and {len(scaling.y)} of outputs, for a "
-                    f"model with dim_x={self.dim_x} and dim_y={self.dim_y}"
+                    f"model with dim_x={self.dim_x} and dim_y={self.dim_y}; set these to "
+                    f"{scaling.dim_x} and {len(scaling.y)}, or name other columns"
                 )
             if self.predicts_classes and any(column.kind != "none" for column in scaling.y):
                 raise InputError(
