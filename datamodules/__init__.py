@@ -18,6 +18,7 @@ from datamodules.images import (
     MNISTDataModule,
 )
 from datamodules.sequences import ListOpsDataModule, TextClassificationDataModule
+from datamodules.tables import TableDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -35,5 +36,6 @@ __all__ = [
     "RenewalProcess",
     "SIRDataModule",
     "SyntheticEventDataModule",
+    "TableDataModule",
     "TextClassificationDataModule",
 ]

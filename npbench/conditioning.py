@@ -16,6 +16,7 @@ from npbench.models.contracts.merging import ForgettingProcess
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.saved_state import SavedState
 from npbench.models.contracts.state_files import digest_of, is_of, read_notes
+from npbench.scaling import Scaling
 from npbench.tables import PointTable
 
 AnyState = TypeVar("AnyState", bound=SavedState)
@@ -71,11 +72,7 @@ def write_state(
         >>> rows, model.query(state, np.zeros((1, 5, 2))).mean.shape
         (1000, torch.Size([1, 5, 1]))
     """
-    if (len(table.x), len(table.y)) != (model.dim_x, model.dim_y):
-        raise InputError(
-            f"{len(table.x)} column(s) of inputs and {len(table.y)} of outputs, for a model with "
-            f"dim_x={model.dim_x} and dim_y={model.dim_y}"
-        )
+    model.check_columns(table.x, table.y)
     path = Path(path)
     with only_writer(_partial(path)):
         return _write_state(model, table, path, start, notes or {}, on_rows, ledger)
@@ -227,10 +224,11 @@ def _resume(
             break
     facts = task | {"digest": digest.hexdigest()}
     same_ledger = ("with_ledger" in notes) == ("with_ledger" in task)
-    if notes | facts != notes or not same_ledger or not is_of(notes, model):
+    same_model = is_of(notes, model) and Scaling.of_notes(notes) == model.scaling
+    if notes | facts != notes or not same_ledger or not same_model:
         raise InputError(
-            f"{partial} was left by a run on other data, columns, weights or --state; delete it, "
-            f"or choose another --out"
+            f"{partial} was left by a run on other data, columns, weights or --state; "
+            f"delete it, or choose another --out"
         )
     return rows, digest
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from npbench.events import EventSequences
+from npbench.scaling import Scaling
 from npbench.task import Task
 
 Vocabulary = list[int] | list[str]
@@ -87,6 +88,19 @@ class OffersNamedPredictions(Protocol):
 
     def named_predictions(self, table: pa.Table) -> pa.Table:
         """The same predictions, under the names and by the clocks and units of the data."""
+
+
+@runtime_checkable
+class OffersScaling(Protocol):
+    """The units of the data, whose values its batches hold.
+
+    `MetaRegression` gives them to the model of a new run, which then computes with other numbers,
+    answers in these units, and keeps them in its checkpoints.
+    """
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """The units, fitted on the training data; None if models take the values as they are."""
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
 """Predictions at the points of one file, written into another."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from npbench.errors import InputError, ValueOverflow
@@ -17,25 +18,28 @@ def write_predictions(
     path: str | os.PathLike,
     outputs: Sequence[str] | None = None,
     on_rows: Callable[[int], None] = lambda _: None,
+    quantiles: Sequence[float] = (),
 ) -> int:
     """Predict at every row of `targets`, a chunk at a time, and return how many there are.
 
     The new file has all columns of the old one, and OUTPUT_mean and OUTPUT_std for each output:
-    the mean and standard deviation of each target's value, taken by itself. An error or an
-    interrupt leaves no file, and one that was there before as it was.
+    the mean and standard deviation of each target's value, taken by itself, in the units of the
+    model. An error or an interrupt leaves no file, and one that was there before as it was.
 
     Args:
         model: the neural process; predicts in evaluation mode.
         state: that of one task's context.
         targets: the file, with the names of its input columns.
         path: a Parquet or CSV file.
-        outputs: names of the outputs; by default y0, y1, ….
+        outputs: names of the outputs; by default those of the model's units, or y0, y1, ….
         on_rows: called after each chunk with its number of rows.
+        quantiles: probabilities, such as 0.05; for each there is a column OUTPUT_q0.05, the value
+            below which the target's lies with this probability.
 
     Raises:
         InputError: on targets that cannot be predicted at, or a column named as a new one.
     """
-    outputs = [f"y{i}" for i in range(model.dim_y)] if outputs is None else list(outputs)
+    outputs = model.columns[1] if outputs is None else list(outputs)
     if len(outputs) != model.dim_y:
         raise InputError(
             f"{len(outputs)} names of outputs, {', '.join(outputs)}, for a model of {model.dim_y}"
@@ -43,7 +47,10 @@ def write_predictions(
     with evaluating(model), TableWriter(path) as writer:
         for rows, x, _ in targets.batches():
             try:
-                mean, std = (z[0].cpu().numpy() for z in model.marginals(state, x))
+                columns = dict(zip(("mean", "std"), model.marginals(state, x)))
+                if quantiles:
+                    found = model.quantiles(state, x, quantiles)
+                    columns |= {f"q{level:g}": z for level, z in zip(quantiles, found)}
             except ValueOverflow as error:
                 row = targets.skip + writer.num_rows + error.point + 1
                 raise InputError(
@@ -51,13 +58,22 @@ def write_predictions(
                     f"{error.size:.6g} in row {row:,}, of which the model predicts what is not "
                     f"finite; drop such rows, or bring them to the unit of training"
                 ) from error
-            for i, name in enumerate(outputs):
-                for kind, values in (("mean", mean), ("std", std)):
-                    if f"{name}_{kind}" in rows.schema.names:
-                        raise InputError(f"{targets.name} has a column {name}_{kind} already")
-                    rows = rows.append_column(f"{name}_{kind}", pa.array(values[:, i]))
+            values = {kind: z[0].cpu().numpy() for kind, z in columns.items()}
+            rows = _with_columns(rows, targets.name, outputs, values)
             writer.write(rows)
             on_rows(len(rows))
         if not writer.num_rows:
             raise InputError(f"{targets.name} has no rows to predict at")
     return writer.num_rows
+
+
+def _with_columns(
+    rows: pa.Table, source: str, outputs: Sequence[str], values: Mapping[str, np.ndarray]
+) -> pa.Table:
+    """The rows with OUTPUT_KIND behind them, for each output and each kind of value."""
+    for i, name in enumerate(outputs):
+        for kind, of_kind in values.items():
+            if f"{name}_{kind}" in rows.schema.names:
+                raise InputError(f"{source} has a column {name}_{kind} already")
+            rows = rows.append_column(f"{name}_{kind}", pa.array(of_kind[:, i]))
+    return rows

@@ -24,6 +24,8 @@ _SEEN = 2**16
 # Bytes that are read at a time; no row of a CSV file is longer.
 _BLOCK = 2**20
 _LARGEST = np.finfo(np.float32).max
+# Microseconds.
+_HOUR = 3.6e9
 _NUMBERS = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal
 
 
@@ -46,7 +48,8 @@ class PointTable:
         separator: what stands between the columns of a CSV file; by default it is recognised.
         decimal: what stands before the decimals in a CSV file; by default it is recognised.
         dates: what dates are as numbers, such as "days since 2020-01-01"; without it they are
-            refused.
+            refused. Times of day, such as 14:30, are hours.
+        missing: leave outputs that are missing NaN, in place of an error.
 
     Raises:
         InputError: while iterating: on a column that is not there or does not hold numbers, and on
@@ -66,6 +69,7 @@ class PointTable:
     separator: str | None = None
     decimal: str | None = None
     dates: str | None = None
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
@@ -138,7 +142,8 @@ class PointTable:
         if not Path(self.path).is_file():
             raise InputError(f"there is no file {self.path}")
         try:
-            with self._open_parquet() if form == "parquet" else self._open_csv(columns) as file:
+            opened = self._open_parquet if form == "parquet" else self._open_csv
+            with opened(columns) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
             # Arrow counts the lines of a CSV file, and the header is the first.
@@ -150,10 +155,10 @@ class PointTable:
                 f"in UTF-8"
             ) from error
 
-    def _open_parquet(self) -> pyarrow.parquet.ParquetFile:
+    def _open_parquet(self, columns: Sequence[str] | None) -> pyarrow.parquet.ParquetFile:
         # Without a buffer, or reading ahead, whole row groups or the whole file would be in memory.
         file = pa.parquet.ParquetFile(self.path, buffer_size=_BLOCK, pre_buffer=False)
-        self._check_columns(file.schema_arrow.names)
+        self._check_columns(file.schema_arrow.names, columns)
         for name in (*self.x, *self.y):
             self._check_kind(name, file.schema_arrow.field(name).type)
         return file
@@ -166,13 +171,13 @@ class PointTable:
         dialect = dialect_of(text, (*self.x, *self.y), self.separator, self.decimal)
         parse = pa.csv.ParseOptions(delimiter=dialect.separator)
         with pa.csv.open_csv(self._stream(), read, parse) as file:
-            self._check_columns(file.schema.names)
+            self._check_columns(file.schema.names, columns)
             # The first rows do not tell the type: after 1 and 2 may come 2.5.
             empty = (field.name for field in file.schema if pa.types.is_null(field.type))
             types = dict.fromkeys(empty, pa.string())
             for name in (*self.x, *self.y):
                 kind = file.schema.field(name).type
-                types[name] = pa.float64()
+                types[name] = kind if pa.types.is_time(kind) else pa.float64()
                 if self._are_dates(name, kind):
                     types[name] = pa.timestamp("us", getattr(kind, "tz", None))
         convert = pa.csv.ConvertOptions(
@@ -181,8 +186,11 @@ class PointTable:
         return pa.csv.open_csv(self._stream(), read, parse, convert)
 
     def _check_kind(self, name: str, kind: pa.DataType) -> None:
-        """Refuse a column that holds neither numbers nor dates."""
-        if not any(is_kind(kind) for is_kind in _NUMBERS) and not self._are_dates(name, kind):
+        """Refuse a column that holds neither numbers nor dates, nor times of day."""
+        if self.missing and name in self.y and pa.types.is_null(kind):
+            return  # a column without any value has no type
+        known = any(is_kind(kind) for is_kind in (*_NUMBERS, pa.types.is_time))
+        if not known and not self._are_dates(name, kind):
             raise InputError(f"column {name} of {self.path} holds {kind} values, not numbers")
 
     def _are_dates(self, name: str, kind: pa.DataType) -> bool:
@@ -202,8 +210,8 @@ class PointTable:
     def _stream(self) -> pa.NativeFile:
         return pa.input_stream(self.path, compression_of(self.path))
 
-    def _check_columns(self, names: Sequence[str]) -> None:
-        for name in (*self.x, *self.y):
+    def _check_columns(self, names: Sequence[str], wanted: Sequence[str] | None = None) -> None:
+        for name in dict.fromkeys([*self.x, *self.y, *(wanted or ())]):
             if names.count(name) != 1:
                 number = "several columns" if name in names else "no column"
                 raise InputError(
@@ -226,7 +234,8 @@ class PointTable:
         for column, name in zip(values.T, names, strict=True):
             array = rows.column(name)
             self._check_kind(name, array.type)
-            if array.null_count:
+            may_miss = self.missing and name in self.y
+            if array.null_count and not may_miss:
                 row = start + pc.index(array.is_null(), True).as_py() + 1
                 raise InputError(
                     f"column {name} of {self.path} has no value in row {row:,}; drop such rows"
@@ -235,8 +244,15 @@ class PointTable:
                 microseconds = array.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
                 column[:] = DateUnit.parse(self.dates).numbers(microseconds)
                 continue
+            if pa.types.is_time(array.type):
+                microseconds = array.cast(pa.time64("us")).cast(pa.int64())
+                column[:] = microseconds.cast(pa.float64()).to_numpy() / _HOUR
+                continue
             column[:] = array.cast(pa.float64(), safe=False).to_numpy()
-            if not (usable := np.abs(column) <= _LARGEST).all():  # NaN is not, either
+            usable = np.abs(column) <= _LARGEST  # NaN is not
+            if may_miss:
+                usable |= np.isnan(column)
+            if not usable.all():
                 index = int(usable.argmin())
                 raise InputError(
                     f"column {name} of {self.path} is {column[index]} in row "

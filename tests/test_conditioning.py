@@ -137,8 +137,8 @@ def test_gradients_and_modes_are_as_they_were(model: CMANP, tmp_path: Path) -> N
     ("rows", "columns", "message"),
     [
         (0, {}, "points.parquet has no rows$"),
-        (40, {"x": ["lat"]}, r"1 column\(s\) of inputs and 1 of outputs, for a model with dim_x=2"),
-        (40, {"y": []}, r"2 column\(s\) of inputs and 0 of outputs, for a model with dim_x=2 and "),
+        (40, {"x": ["lat"]}, r"dim_x=2, and 1 column\(s\) of inputs are named: lat"),
+        (40, {"y": []}, r"dim_y=1, and 0 column\(s\) of outputs are named: "),
     ],
 )
 def test_tables_that_cannot_be_absorbed_are_refused(

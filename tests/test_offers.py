@@ -1,6 +1,7 @@
 """What data modules offer to training and callbacks."""
 
 import lightning as L
+import pandas as pd
 import pytest
 import torch
 from helpers.event_files import long_table, random_events
@@ -12,6 +13,7 @@ from datamodules import (
     GPDataModule,
     HawkesProcess,
     SyntheticEventDataModule,
+    TableDataModule,
 )
 from npbench import EventSequences, Task, offers
 
@@ -19,6 +21,7 @@ ALL = {name for name in vars(offers) if name.startswith("Offers")}
 OFFERS_OF = {
     "gp": {"OffersFigureTask"},
     "images": {"OffersCompletionTask"},
+    "table": {"OffersFigureTask", "OffersNamedPredictions", "OffersScaling"},
     "synthetic": {
         "OffersFigureSequences", "OffersIntervalStatistics", "OffersNumMarks", "OffersProcess",
     },
@@ -38,6 +41,7 @@ def data_modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, L.Lightn
     return {
         "gp": GPDataModule(),
         "images": EMNISTDataModule(folder, num_val_tasks=4),
+        "table": TableDataModule(pd.DataFrame({"x": range(100), "y": range(100)}), ["x"], ["y"]),
         "synthetic": SyntheticEventDataModule(process, num_train=20, num_val=5, num_test=5),
         "files": EventSequenceDataModule(folder / "events.csv"),
     }

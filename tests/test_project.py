@@ -32,8 +32,8 @@ def test_every_command_in_the_readme_names_files_that_exist() -> None:
 
 # The rooms of npbench; each imports from those before it, and from itself.
 LAYERS = [
-    "lazy", "structure", "errors", "choices", "files", "task", "events", "sequences", "offers",
-    "point_files", "tables", "attention", "distributed", "blocks", "likelihoods", "models",
+    "lazy", "structure", "errors", "choices", "files", "point_files", "scaling", "task", "events",
+    "sequences", "offers", "tables", "attention", "distributed", "blocks", "likelihoods", "models",
     "conditioning", "predictions", "metrics", "optim", "schedules", "colors", "profiling",
     "training", "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip

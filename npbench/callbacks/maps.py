@@ -67,10 +67,11 @@ def map_figure(
             bar = figure.colorbar(ScalarMappable(norm, cmap), ax=row, pad=0.01, aspect=15)
             bar.set_label(label, fontsize=8)
             bar.ax.tick_params(labelsize=7)
+    across, up, *_ = models[0].columns[0]
     for axis in axes[-1]:
-        axis.set_xlabel("x0", fontsize=8)
+        axis.set_xlabel(across, fontsize=8)
     for axis in axes[:, 0]:
-        axis.set_ylabel("x1", fontsize=8)
+        axis.set_ylabel(up, fontsize=8)
     for axis in axes.flat:
         axis.tick_params(labelsize=7)
     return figure

@@ -87,8 +87,16 @@ def posterior_figure(
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=5,
                   fontsize=8, frameon=False)  # fmt: skip
     for axis in axes[-1]:
-        axis.set_xlabel("x")
+        axis.set_xlabel(_names(models)[0])
+    for axis in axes[:, 0]:
+        axis.set_ylabel(_names(models)[1])
     return figure
+
+
+def _names(models: Sequence[NeuralProcess]) -> tuple[str, str]:
+    """What the input and the output are called: as in the data, where a model has its units."""
+    scaling = models[0].scaling
+    return ("x", "") if scaling is None else (scaling.x_names[0], scaling.y_names[0])
 
 
 def _title(name: str, log_likelihood: Tensor) -> str:

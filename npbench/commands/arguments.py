@@ -29,6 +29,17 @@ def columns(text: str) -> list[str]:
     return names
 
 
+def levels(text: str) -> list[float]:
+    """Probabilities, such as 0.05,0.95."""
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = [nan]
+    if not all(0 < number < 1 for number in numbers):
+        raise ArgumentTypeError(f"{text} is no list of probabilities between 0 and 1")
+    return numbers
+
+
 def device(text: str) -> torch.device:
     """A device that is there."""
     try:

@@ -10,6 +10,7 @@ from npbench.commands.arguments import given
 from npbench.errors import InputError
 from npbench.models import EventModel, NeuralProcess, SequenceClassifier
 from npbench.models.contracts.ranges import Ranges
+from npbench.scaling import Scaling
 from npbench.training.bounds import WithinWeights, check_numbers
 from npbench.training.checkpoint_files import load_checkpoint
 from npbench.training.class_paths import check_class_paths, class_at
@@ -35,7 +36,7 @@ def load(checkpoint: Path) -> NeuralProcess:
         InputError: if it is none, or of no model of regression that npbench knows, or that
             `--allow` has imported.
     """
-    described, weights, ranges = _content(checkpoint)
+    described, weights, stored = _content(checkpoint)
     check_class_paths(described, (NeuralProcess, EventModel, SequenceClassifier), str(checkpoint))
     kind = class_at(described["class_path"])
     if kind is not None and issubclass(kind, EventModel):
@@ -55,7 +56,8 @@ def load(checkpoint: Path) -> NeuralProcess:
         with WithinWeights(weights, str(checkpoint)):
             model = kind(**described["init_args"])
         model.load_state_dict(weights)
-        model.watch.ranges = ranges
+        model.watch.ranges = Ranges.of_checkpoint(stored)
+        model.scaling = Scaling.of_checkpoint(stored)
     except InputError:
         raise
     except Exception as error:
@@ -63,8 +65,14 @@ def load(checkpoint: Path) -> NeuralProcess:
     return model
 
 
-def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
+def load_with_saved_states(
+    checkpoint: Path, notes: Mapping[str, str] | None = None
+) -> NeuralProcess:
     """The same, of a model whose states are kept in files.
+
+    Args:
+        checkpoint: the file.
+        notes: those of a state file, in whose units the model is then.
 
     Raises:
         InputError: as `load`, and if the model's state grows with its context.
@@ -75,12 +83,14 @@ def load_with_saved_states(checkpoint: Path) -> NeuralProcess:
             f"{checkpoint} holds a {type(model).__name__}, whose states are not kept in files; "
             f"condition and query take CMANP, LocatedCMANP, SecondMomentNP, ConvCNP and their kin"
         )
+    if notes:
+        model.scaling = Scaling.of_notes(notes)
     return model
 
 
-def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], Ranges | None]:
-    """The class and arguments of the model that a training module holds, its weights, and the
-    ranges of its training."""
+def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], Mapping[str, Any]]:
+    """The class and arguments of the model that a training module holds, its weights, and all that
+    the checkpoint holds."""
     stored = load_checkpoint(checkpoint)
     hyper_parameters = stored.get("hyper_parameters")
     described = hyper_parameters.get("model") if isinstance(hyper_parameters, Mapping) else None
@@ -88,7 +98,7 @@ def _content(checkpoint: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], Ra
         raise InputError(f"{checkpoint} is no checkpoint of npbench fit: it describes no model")
     weights = stored["state_dict"].items()
     of_model = {name.removeprefix("model."): w for name, w in weights if name.startswith("model.")}
-    return described, of_model, Ranges.of_checkpoint(stored)
+    return described, of_model, stored
 
 
 def of_state(notes: Mapping[str, str], named: Path | None) -> Path:

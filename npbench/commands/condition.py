@@ -3,7 +3,7 @@
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from npbench.commands import checkpoints
@@ -17,9 +17,9 @@ from npbench.commands.arguments import (
 )
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
-from npbench.errors import InputError
 from npbench.files import only_writer
 from npbench.messages import CommandParser
+from npbench.models import NeuralProcess
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import files_in
 from npbench.tables import PointTable
@@ -54,16 +54,14 @@ def _run(options: Namespace) -> None:
     checkpoint = checkpoints.of_state(made_by, options.ckpt)
     files = files_in(options.data)
     check_out(options.out, *files, checkpoint)
+    model = checkpoints.load_with_saved_states(checkpoint, made_by).to(options.device)
     x, y = (
-        names or given(f"--{key}", made_by.get(key)).split(",")
-        for key, names in (("x", options.x), ("y", options.y))
+        columns_of(model, part, made_by, names) for part, names in zip("xy", (options.x, options.y))
     )
-    model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
-    check_columns("x", x, model.dim_x)
-    check_columns("y", y, model.dim_y)
+    model.check_columns(x, y)
     model.watch.columns = [*x, *y]
     start = model.state_class.load(options.state, model) if options.state else None
-    dates = options.dates or made_by.get("dates")
+    dates = options.dates or made_by.get("dates") or dates_of(model)
     table = PointTable(
         files, x, y, chunk_size=_ROWS, separator=options.separator, decimal=options.decimal,
         dates=dates,
@@ -89,12 +87,28 @@ def _run(options: Namespace) -> None:
     print(f"  npbench query --state {out} --targets FILE --out predictions.parquet")
 
 
-def check_columns(name: str, names: Sequence[str], dim: int) -> None:
-    if len(names) != dim:
-        raise InputError(
-            f"the model was trained with dim_{name}={dim}; --{name} names {len(names)} column(s): "
-            f"{','.join(names)}"
-        )
+def columns_of(
+    model: NeuralProcess, part: str, notes: Mapping[str, str], named: Sequence[str] | None
+) -> Sequence[str]:
+    """The columns of inputs or outputs: those that are named, or else those that a state file
+    notes, or those of the model's units.
+
+    Args:
+        model: whose columns they are.
+        part: "x" or "y".
+        notes: of the state file, if there is one.
+        named: what the option says, if it is given.
+
+    Raises:
+        InputError: if nothing says which they are.
+    """
+    own = ",".join(model.columns[part == "y"]) if model.scaling is not None else None
+    return named or given(f"--{part}", notes.get(part, own)).split(",")
+
+
+def dates_of(model: NeuralProcess) -> str | None:
+    """What dates are as numbers in the units of the model."""
+    return None if model.scaling is None else model.scaling.dates
 
 
 def _parser() -> CommandParser:

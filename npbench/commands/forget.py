@@ -11,9 +11,8 @@ from npbench.commands.arguments import (
     add_table_format,
     check_out,
     columns,
-    given,
 )
-from npbench.commands.condition import check_columns
+from npbench.commands.condition import columns_of, dates_of
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import forget_rows
 from npbench.errors import InputError
@@ -52,21 +51,19 @@ def _run(options: Namespace) -> None:
     checkpoint = checkpoints.of_state(notes, options.ckpt)
     files = files_in(options.data)
     check_out(options.out, *files, checkpoint)
-    x, y = (
-        names or given(f"--{key}", notes.get(key)).split(",")
-        for key, names in (("x", options.x), ("y", options.y))
-    )
-    model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
+    model = checkpoints.load_with_saved_states(checkpoint, notes).to(options.device)
     if not isinstance(model, ForgettingProcess):
         raise InputError(
             f"{checkpoint} holds a {type(model).__name__}, whose states do not forget; condition "
             f"it on the rows that remain"
         )
-    check_columns("x", x, model.dim_x)
-    check_columns("y", y, model.dim_y)
+    x, y = (
+        columns_of(model, part, notes, names) for part, names in zip("xy", (options.x, options.y))
+    )
+    model.check_columns(x, y)
     table = PointTable(
         files, x, y, separator=options.separator, decimal=options.decimal,
-        dates=options.dates or notes.get("dates"),
+        dates=options.dates or notes.get("dates") or dates_of(model),
     )  # fmt: skip
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=table.num_rows())

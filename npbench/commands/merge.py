@@ -39,7 +39,7 @@ def _run(options: Namespace) -> None:
     facts = _shared(options.states, notes)
     checkpoint = checkpoints.of_state(notes[0], options.ckpt)
     check_out(options.out, *options.states, checkpoint)
-    model: Any = checkpoints.load_with_saved_states(checkpoint).to(options.device)
+    model: Any = checkpoints.load_with_saved_states(checkpoint, notes[0]).to(options.device)
     with evaluating(model):
         states = (model.state_class.load(path, model) for path in options.states)
         merged = model.merge(*states)

@@ -10,9 +10,9 @@ from npbench.commands.arguments import (
     add_table_format,
     check_out,
     columns,
-    given,
+    levels,
 )
-from npbench.commands.condition import check_columns
+from npbench.commands.condition import columns_of, dates_of
 from npbench.commands.progress import progress_bar
 from npbench.messages import CommandParser
 from npbench.models.contracts.state_files import read_notes
@@ -25,7 +25,8 @@ has written.
 
   npbench query --state state.safetensors --targets grid.parquet --out predictions.parquet
 
-The new file has all columns of the targets, and NAME_mean and NAME_std for each output."""
+The new file has all columns of the targets, and NAME_mean and NAME_std for each output, in the
+units of the data. --quantiles 0.05,0.95 adds NAME_q0.05 and NAME_q0.95."""
 
 
 def run(args: Sequence[str]) -> None:
@@ -33,21 +34,22 @@ def run(args: Sequence[str]) -> None:
     notes = read_notes(options.state)
     checkpoint = checkpoints.of_state(notes, options.ckpt)
     check_out(options.out, options.targets, options.state, checkpoint)
-    x = options.x or given("--x", notes.get("x")).split(",")
-    model = checkpoints.load_with_saved_states(checkpoint).to(options.device)
-    check_columns("x", x, model.dim_x)
+    model = checkpoints.load_with_saved_states(checkpoint, notes).to(options.device)
+    x = columns_of(model, "x", notes, options.x)
+    model.check_columns(x)
     model.watch.columns = [*x, *model.watch.columns[model.dim_x :]]
     state = model.state_class.load(options.state, model)
     targets = PointTable(
         options.targets, x, separator=options.separator, decimal=options.decimal,
-        dates=options.dates or notes.get("dates"),
+        dates=options.dates or notes.get("dates") or dates_of(model),
     )  # fmt: skip
     outputs = notes["y"].split(",") if "y" in notes else None
     with progress_bar() as progress:
         shown = progress.add_task("rows", total=targets.num_rows())
         rows = write_predictions(
-            model, state, targets, options.out, outputs, lambda n: progress.advance(shown, n)
-        )
+            model, state, targets, options.out, outputs, lambda n: progress.advance(shown, n),
+            options.quantiles,
+        )  # fmt: skip
     print(f"predictions at {rows:,} targets written to {options.out}")
 
 
@@ -58,6 +60,9 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", type=Path, required=True, help="a .parquet or .csv file")
     parser.add_argument(
         "--x", type=columns, metavar="NAME,…", help="columns of the inputs, if others than before"
+    )
+    parser.add_argument(
+        "--quantiles", type=levels, metavar="P,…", default=(), help="probabilities, such as 0.05"
     )
     parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
     add_allow(parser)

@@ -10,6 +10,7 @@ from npbench.likelihoods.gaussian import (
 )
 from npbench.likelihoods.mixture import MixtureCorrection, NormalMixture
 from npbench.likelihoods.next_event import NextEvent, NextEventHead
+from npbench.likelihoods.units import in_units
 
 __all__ = [
     "CategoricalHead",
@@ -22,6 +23,7 @@ __all__ = [
     "NextEventHead",
     "NormalMixture",
     "equal_mixture",
+    "in_units",
     "independent_normal",
     "target_head",
 ]

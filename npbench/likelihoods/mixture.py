@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from torch.distributions import Categorical, MixtureSameFamily
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+)
 
 from npbench.blocks import MLP, FeedForward, LayerConfig
 from npbench.likelihoods.gaussian import independent_normal
@@ -13,6 +19,8 @@ from npbench.structure import TensorRecord
 
 # What the network's outputs are multiplied by, and the initial logit of the free component.
 _STEP, _FREE_LOGIT = 0.3, -4.0
+# Halvings of an interval until a quantile in it is known to the precision of float64.
+_HALVINGS = 60
 # Bounds of what the network takes in: of a component's log-weight, and of nats per point.
 _LOG_WEIGHT_MIN, _EVIDENCE_MAX = -20.0, 10.0
 
@@ -24,6 +32,55 @@ class NormalMixture(TensorRecord):
     log_weight: Float[Tensor, "batch target components"]
     mean: Float[Tensor, "batch target components dim_y"]
     std: Float[Tensor, "batch target components dim_y"]
+
+    @classmethod
+    def of(cls, dist: Distribution) -> "NormalMixture":
+        """That of a distribution over the outputs of each target: normal, or a mixture of normals.
+
+        Raises:
+            TypeError: on a distribution of another kind.
+        """
+        if isinstance(dist, Independent) and isinstance(dist.base_dist, Normal):
+            return cls.of_moments(dist.mean, dist.stddev)
+        if isinstance(dist, MixtureSameFamily):
+            components = dist.component_distribution
+            if isinstance(components, Independent) and isinstance(components.base_dist, Normal):
+                log_weight = dist.mixture_distribution.logits.log_softmax(dim=-1)
+                return cls(log_weight, components.mean, components.stddev)
+        raise TypeError(f"a {type(dist).__name__} is no mixture of normals, target by target")
+
+    @classmethod
+    def of_moments(
+        cls, mean: Float[Tensor, "batch target dim_y"], std: Float[Tensor, "batch target dim_y"]
+    ) -> "NormalMixture":
+        """That of one normal for each target."""
+        return cls(torch.zeros_like(mean[..., :1]), mean[..., None, :], std[..., None, :])
+
+    def quantiles(
+        self, levels: Float[Tensor, "levels"]
+    ) -> Float[Tensor, "levels batch target dim_y"]:
+        """The values below which an output lies with these probabilities, in float64.
+
+        A quantile of a mixture lies between those of its components, and is found by halving that
+        interval.
+
+        Example:
+            >>> mixture = NormalMixture.of_moments(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+            >>> mixture.quantiles(torch.tensor([0.5, 0.975])).flatten().round(decimals=3)
+            tensor([0.0000, 1.9600], dtype=torch.float64)
+        """
+        weight = self.log_weight.double().exp()[..., None]
+        normals = Normal(self.mean.double(), self.std.double(), validate_args=False)
+        found = []
+        for level in levels.double():
+            of_components = normals.icdf(level)
+            low, high = of_components.amin(dim=-2), of_components.amax(dim=-2)
+            for _ in range(_HALVINGS if self.mean.shape[-2] > 1 else 1):
+                middle = (low + high) / 2
+                below = (weight * normals.cdf(middle[..., None, :])).sum(dim=-2) < level
+                low, high = middle.where(below, low), high.where(below, middle)
+            found.append((low + high) / 2)
+        return torch.stack(found)
 
     @property
     def moments(

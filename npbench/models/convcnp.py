@@ -137,13 +137,14 @@ class ConvCNP(SumProcess):
         Parameters are shared: training one trains both. States do not go from one to the other.
 
         Args:
-            low: lower end of the range, one number for all inputs or one each.
+            low: lower end of the range, one number for all inputs or one each, in the units of
+                the model.
             high: upper end.
 
         Raises:
             InputError: if the range is none.
         """
-        grid = self.grid.on(low, high, self.dim_x)
+        grid = self.grid.on(*self._own_range(low, high), self.dim_x)
         with torch.random.fork_rng(devices=[]):
             model = type(self)(**self.hparams | {"grid": grid})
         parameter = next(self.parameters())

@@ -185,13 +185,14 @@ class FourierMomentNP(MixtureSumProcess):
         are shared: training one trains both. States do not go from one to the other.
 
         Args:
-            low: lower end of the range.
+            low: lower end of the range, in the units of the model.
             high: upper end.
 
         Raises:
             InputError: if the range is none.
         """
-        before, x_range = self.hparams["x_range"], (float(low), float(high))
+        (low,), (high,) = self._own_range(low, high)
+        before, x_range = self.hparams["x_range"], (low, high)
         width = before[1] - before[0]
         lengths = self.hparams["lengths"] or (width / 40, width / 4)
         num_cells = math.ceil(self.periodic.num_cells * (high - low) / width)

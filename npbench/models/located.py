@@ -189,7 +189,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         Parameters are shared: training one trains both. States do not go from one to the other.
 
         Args:
-            low: lower end of the range, one number for all inputs or one each.
+            low: lower end of the range, one number for all inputs or one each, in the units of
+                the model.
             high: upper end.
             window: side of the windows in which latents learn of each other. By default all see all
                 up to 1,024 places; where there are more, it is the longest side of the range that
@@ -204,7 +205,8 @@ class LocatedCMANP(ConstantMemoryProcess):
                 "places that are learned, or that score content, cannot move to another range: "
                 "train with learned=False and content=False for models that can"
             )
-        before, places = self.places, self.places.on(low, high, self.dim_x)
+        before = self.places
+        places = self.places.on(*self._own_range(low, high), self.dim_x)
         changed: dict[str, Any] = {"places": places}
         if window is None and places.number > max(_MOST_TOGETHER, before.number):
             window = self.hparams.get("window") or float(before.box(self.dim_x)[2].max())

@@ -13,6 +13,8 @@ from npbench.metrics import ClassificationMetrics, RegressionMetrics, metrics_of
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
 from npbench.models.contracts.ranges import Ranges
+from npbench.offers import OffersScaling
+from npbench.scaling import Scaling
 from npbench.task import Task
 from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite, unusable_loss
@@ -34,6 +36,10 @@ class MetaRegression(TrainingModule):
     It records the range and scale of all inputs and outputs that it trains on (with several
     processes, on the first), in `model.watch.ranges` and in checkpoints: a model warns of values
     far outside them.
+
+    Where the data module offers the units of its columns, a new run gives them to the model
+    (`model.scaling`): all that is logged, drawn and predicted is then in these units, and
+    checkpoints keep them. A model that is evaluated keeps the units that it has.
 
     Args:
         model: the neural process.
@@ -76,12 +82,19 @@ class MetaRegression(TrainingModule):
     def forward(self, task: Task) -> torch.distributions.Distribution:
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
 
+    def setup(self, stage: str) -> None:
+        # A checkpoint is restored after this, and brings its own units.
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, OffersScaling) and (stage == "fit" or self.model.scaling is None):
+            self.model.scaling = data.scaling
+
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         try:
             loss = self.model.loss(task)
         except torch.linalg.LinAlgError:  # of values that are too large for its equations
             loss = unusable_loss(self.model.parameters())
-        self._step_ranges = _merged(self._step_ranges, _ranges_of(task))
+        ranges = _ranges_of(task, self.model.scaling)
+        self._step_ranges = _merged(self._step_ranges, ranges)
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and loss.isfinite():
             with evaluating(self.model):
@@ -92,9 +105,12 @@ class MetaRegression(TrainingModule):
         super().on_save_checkpoint(checkpoint)
         if (ranges := self.model.watch.ranges) is not None:
             checkpoint |= ranges.to_checkpoint()
+        if self.model.scaling is not None:
+            checkpoint |= self.model.scaling.to_checkpoint()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and know what values this one was trained on.
+        """Refuse a checkpoint of another model, and know what values this one was trained on, and
+        in what units.
 
         Raises:
             InputError: as `TrainingModule`.
@@ -103,6 +119,8 @@ class MetaRegression(TrainingModule):
         self.model.watch.ranges = Ranges.of_checkpoint(checkpoint)
         # Where they are not known, those of the steps that follow alone would mislead.
         self._records_ranges = self.model.watch.ranges is not None
+        if (scaling := Scaling.of_checkpoint(checkpoint)) is not None:
+            self.model.scaling = scaling
 
     def _end_step(self, taken: bool) -> None:
         ranges, self._step_ranges = self._step_ranges, None
@@ -117,17 +135,28 @@ class MetaRegression(TrainingModule):
         """One row for each real target.
 
         Its columns are `task`, `target` (the index in the task), the inputs `x0`, `x1`, …, the
-        moments `mean0`, …, `std0`, …, and the true values `y0`, … where they are known.
+        moments `mean0`, …, `std0`, …, and the true values `y0`, … where they are known. A model
+        with the units of data has their names: inputs and outputs NAME, moments NAME_mean and
+        NAME_std.
         """
         shape = task.xt.shape[:2]
         mask = np.ones(shape, bool)
         if task.target_mask is not None:
             mask = task.target_mask.cpu().numpy()
         columns = {name: i[mask] for name, i in zip(("task", "target"), np.indices(shape))}
+        scaling = self.model.scaling
+        x_names, y_names = self.model.columns
         for name, values in {"x": task.xt, **prediction._asdict(), "y": task.yt}.items():
-            if values is not None:
-                rows = values.detach().float().cpu().numpy()[mask]
-                columns |= {f"{name}{i}": column for i, column in enumerate(rows.T)}
+            if values is None:
+                continue
+            names = [f"{name}{i}" for i in range(values.shape[-1])]
+            if scaling is None:
+                values = values.float()
+            elif name in ("x", "y"):
+                names = x_names if name == "x" else y_names
+            else:
+                names = [f"{output}_{name}" for output in y_names]
+            columns |= dict(zip(names, values.detach().cpu().numpy()[mask].T, strict=True))
         return pa.table(columns)
 
     def _new_metrics(self) -> RegressionMetrics | ClassificationMetrics:
@@ -139,10 +168,12 @@ class MetaRegression(TrainingModule):
         return metrics.update(task, self.model.evaluate(task), self.model.scores_jointly)
 
 
-def _ranges_of(task: Task) -> Ranges:
-    """Those of all points of a batch that are trained on."""
-    context = Points(task.xc, task.yc, task.context_mask)
-    return Ranges.of(Points.concatenate([context, Points(task.xt, task.yt, task.target_mask)]))
+def _ranges_of(task: Task, scaling: Scaling | None) -> Ranges:
+    """Those of the model's numbers of all points of a batch that are trained on."""
+    parts = [(task.xc, task.yc, task.context_mask), (task.xt, task.yt, task.target_mask)]
+    if scaling is not None:
+        parts = [(scaling.encode_x(x), scaling.encode_y(y), mask) for x, y, mask in parts]
+    return Ranges.of(Points.concatenate([Points(*part) for part in parts]))
 
 
 def _merged(ranges: Ranges | None, more: Ranges) -> Ranges:

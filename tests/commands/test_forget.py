@@ -113,7 +113,7 @@ def test_mistakes_end_in_one_sentence(
     call("condition", data=data, out=tmp_path / "cnp", ckpt=cnp, x="lat,lon", y="t")
     for options, message in [
         ({"data": empty}, "empty.csv has no rows"),
-        ({"x": "lat"}, "trained with dim_x=2; --x names 1 column(s): lat"),
+        ({"x": "lat"}, "trained with dim_x=2, and 1 column(s) of inputs are named: lat"),
         ({"y": "u"}, "has no column u"),
         ({"out": data}, "is what the result is made from"),
         ({"state": data}, "is no state file"),

@@ -270,7 +270,7 @@ def test_mistakes_end_in_one_sentence(
         ({"ckpt": tnpd_checkpoint}, "holds a TNPD, whose states are not kept in files"),
         ({"ckpt": data}, "points.parquet is damaged, or no checkpoint of npbench fit"),
         ({"ckpt": tmp_path / "none"}, "neither a checkpoint nor the folder of a run with one"),
-        ({"x": "lat"}, "trained with dim_x=2; --x names 1 column(s): lat"),
+        ({"x": "lat"}, "trained with dim_x=2, and 1 column(s) of inputs are named: lat"),
         ({"x": "lat,long"}, "has no column long; its columns are lat, t, lon, place"),
         ({"x": "lat,place"}, "column place of"),
         ({"targets": tmp_path / "none.csv"}, "there is no file"),

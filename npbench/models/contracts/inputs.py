@@ -1,11 +1,11 @@
 """What comes into a model is checked here, so that errors are found at the door."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from npbench.errors import ChunkError, InputError
 from npbench.models.contracts.points import Points
+from npbench.scaling import Column, Scaling
 from npbench.tables import PointTable
 from npbench.task import Task
+
+# The inputs of a point, or its outputs.
+Part = Literal["x", "y"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,9 @@ class Inputs:
 
     Every method raises an `InputError` that says what was given, what was expected, and how to mend
     it. Tensors, NumPy arrays and chunks of real numbers are converted to the model's type and
-    device, and may be of one task, [points, width]. Under `torch.compile` values are not
-    checked, since a graph has no place for a branch on them.
+    device, and may be of one task, [points, width]. Where the model has units they are values in
+    them, and the `Points` are the model's numbers. Under `torch.compile` values are not checked,
+    since a graph has no place for a branch on them.
 
     Args:
         dim_x: number of inputs of a point.
@@ -32,6 +37,7 @@ class Inputs:
         dtype: of the model.
         device: of the model.
         one_hot: whether outputs are classes.
+        scaling: the units of the model, if it has any.
     """
 
     dim_x: int
@@ -39,6 +45,7 @@ class Inputs:
     dtype: torch.dtype
     device: torch.device
     one_hot: bool = False
+    scaling: Scaling | None = None
 
     def points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any = None) -> Points:
         """The points as given, with 0 wherever the mask says that none is real."""
@@ -51,10 +58,10 @@ class Inputs:
     def targets(self, name: str, x: Any, mask: Any = None) -> Points:
         """Targets whose values are not known; they are 0 here."""
         x, mask = _as_batch(x, mask)
-        _check_shape(name, x, self.dim_x, "dim_x")
+        self._check_shape(name, x, "x")
         _check_any_target(name, x)
         mask = self._mask(name, x, mask)
-        x = self._tensor(name, x, mask)
+        x = self._tensor(name, x, mask, "x")
         _check_finite({name: x})
         return Points(x, x.new_zeros(*x.shape[:2], self.dim_y), mask)
 
@@ -96,7 +103,7 @@ class Inputs:
         y0; no more than `chunk_size` points at a time."""
         _check_size(chunk_size)
         batch_size = None
-        for number, chunk in self._stream(chunks, [f"y{i}" for i in range(self.dim_y)]):
+        for number, chunk in self._stream(chunks, with_outputs=True):
             with _naming(number):
                 if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
                     raise InputError("it is no (x, y) or (x, y, mask) tuple")
@@ -113,7 +120,7 @@ class Inputs:
 
     def target_chunks(self, chunks: Any, batch_size: int) -> Iterator[Points]:
         """Targets from chunks of inputs, or from a file with columns x0, x1, …"""
-        for number, chunk in self._stream(chunks, []):
+        for number, chunk in self._stream(chunks, with_outputs=False):
             with _naming(number):
                 # A `DataLoader` over inputs alone gives lists of one tensor.
                 x = chunk[0] if isinstance(chunk, tuple | list) and len(chunk) == 1 else chunk
@@ -121,10 +128,14 @@ class Inputs:
                 check_batch("xt", points.x, batch_size)
             yield points
 
-    def _stream(self, chunks: Any, outputs: list[str]) -> Iterator[tuple[int, Any]]:
+    def _stream(self, chunks: Any, with_outputs: bool) -> Iterator[tuple[int, Any]]:
         """The chunks with their numbers."""
         if isinstance(chunks, str | os.PathLike):
-            chunks = PointTable(chunks, [f"x{i}" for i in range(self.dim_x)], outputs)
+            x, y = ([f"{z}{i}" for i in range(dim)] for z, dim in zip("xy", self._dims))
+            dates = None
+            if self.scaling is not None:
+                x, y, dates = self.scaling.x_names, self.scaling.y_names, self.scaling.dates
+            chunks = PointTable(chunks, x, y if with_outputs else [], dates=dates)
         iterator, end = iter(chunks), object()
         for number in count():
             with _naming(number):
@@ -137,23 +148,57 @@ class Inputs:
         """The points, of which everything is checked but that their values are finite."""
         x, y, mask = _as_batch(x, y, mask)
         # Shapes come first: an array may be larger than memory.
-        _check_shape(x_name, x, self.dim_x, "dim_x")
-        _check_shape(y_name, y, self.dim_y, "dim_y")
+        self._check_shape(x_name, x, "x")
+        self._check_shape(y_name, y, "y")
         if x.shape[:2] != y.shape[:2]:
             raise InputError(
                 f"{x_name} {list(x.shape)} and {y_name} {list(y.shape)} differ in the number of "
                 f"tasks or points"
             )
         mask = self._mask(x_name, x, mask)
-        return Points(self._tensor(x_name, x, mask), self._tensor(y_name, y, mask), mask)
+        return Points(self._tensor(x_name, x, mask, "x"), self._tensor(y_name, y, mask, "y"), mask)
 
-    def _tensor(self, name: str, value: Tensor | np.ndarray, mask: Tensor | None) -> Tensor:
-        """The values as a tensor of the model's type, with 0 wherever the mask says so."""
+    def _tensor(
+        self, name: str, value: Tensor | np.ndarray, mask: Tensor | None, part: Part
+    ) -> Tensor:
+        """The values as the model's numbers, with 0 wherever the mask says so."""
         tensor = self._converted(name, value) if isinstance(value, np.ndarray) else value
         if tensor.is_complex():
             raise InputError(f"{name} holds {tensor.dtype} values, not real numbers")
+        if self.scaling is not None:
+            tensor = self._encoded(name, tensor, mask, part)
         tensor = tensor.to(self.device, self.dtype)
         return tensor if mask is None else tensor.masked_fill(~mask[..., None], 0.0)
+
+    def _encoded(self, name: str, tensor: Tensor, mask: Tensor | None, part: Part) -> Tensor:
+        scaling = self.scaling
+        assert scaling is not None
+        if mask is not None:  # 1 is a value of every kind of column
+            tensor = tensor.masked_fill(~mask[..., None].to(tensor.device), 1)
+        _check_logarithms(name, tensor, scaling.x if part == "x" else scaling.y)
+        return scaling.encode_x(tensor) if part == "x" else scaling.encode_y(tensor)
+
+    @property
+    def _dims(self) -> tuple[int, int]:
+        """How many columns of inputs and of outputs are given."""
+        if self.scaling is None:
+            return self.dim_x, self.dim_y
+        return len(self.scaling.x), len(self.scaling.y)
+
+    def _check_shape(self, name: str, tensor: Any, part: Part) -> None:
+        if not isinstance(tensor, Tensor | np.ndarray):
+            check_no_frame(name, tensor)
+            raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
+        width = self._dims[part == "y"]
+        if tensor.ndim == 3 and len(tensor) and tensor.shape[-1] == width:
+            return
+        reason = f"the model was built with dim_{part}={width}"
+        if self.scaling is not None:
+            names = self.scaling.x_names if part == "x" else self.scaling.y_names
+            reason = f"the model has the units of {', '.join(names)}"
+        raise InputError(
+            f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as {reason}"
+        )
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:
         if array.dtype.kind not in "fiub":
@@ -161,8 +206,7 @@ class Inputs:
         if np.ma.is_masked(array):
             raise InputError(f"{name} has masked values; drop those points, or give a mask of them")
         # The copy has the order and the bytes that torch knows, whatever the array has.
-        copy = np.array(array, dtype=np.float64, order="C")
-        return torch.from_numpy(copy).to(self.device, self.dtype)
+        return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
     def _mask(self, name: str, x: Tensor | np.ndarray, mask: Any) -> Tensor | None:
         if mask is None:
@@ -187,15 +231,21 @@ def _naming(number: int) -> Iterator[None]:
         raise ChunkError(number, str(error)) from error
 
 
-def _check_shape(name: str, tensor: Any, width: int, width_name: str) -> None:
-    if not isinstance(tensor, Tensor | np.ndarray):
-        check_no_frame(name, tensor)
-        raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
-    if tensor.ndim != 3 or len(tensor) == 0 or tensor.shape[-1] != width:
-        raise InputError(
-            f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
-            f"the model was built with {width_name}={width}"
-        )
+def _check_logarithms(name: str, values: Tensor, columns: Sequence[Column]) -> None:
+    """Refuse values of logarithmic columns that have no logarithm."""
+    if torch.compiler.is_compiling():
+        return
+    for index, column in enumerate(columns):
+        if column.kind != "log":
+            continue
+        bad = (values[..., index] <= 0).nonzero()
+        if len(bad):
+            task, point = bad[0].tolist()
+            raise InputError(
+                f"{name} holds {float(values[task, point, index]):.6g} of column {column.name} in "
+                f"task {task}, point {point}, and its log scaling takes values above 0; drop such "
+                f"points"
+            )
 
 
 def check_no_frame(name: str, value: Any) -> None:

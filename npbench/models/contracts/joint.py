@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from npbench.likelihoods import JointGaussian
+from npbench.likelihoods import JointGaussian, NormalMixture
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import Evaluation, Marginals, NeuralProcess, State
 from npbench.task import Task
@@ -37,6 +37,9 @@ class JointProcess(NeuralProcess):
 
     def _marginals(self, state: State, targets: Points) -> Marginals:
         return _by_target(self._joint(state, targets), targets)
+
+    def _marginal_mixture(self, state: State, targets: Points) -> NormalMixture:
+        return NormalMixture.of_moments(*self._marginals(state, targets))
 
     def _joint(self, state: State, targets: Points) -> Distribution:
         """The joint distribution of the targets; padding is left out of it."""

@@ -1,9 +1,10 @@
 """The contract of every model: a state that absorbs data."""
 
+import copy
 import os
 import reprlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
@@ -18,10 +19,11 @@ from torch.distributions import Distribution
 
 from npbench.choices import Choice
 from npbench.errors import ChunkError, InputError
-from npbench.likelihoods import CategoricalHead
+from npbench.likelihoods import CategoricalHead, NormalMixture, in_units
 from npbench.models.contracts.inputs import Inputs, check_batch, check_no_frame
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.ranges import Extent, Watch
+from npbench.scaling import Scaling
 from npbench.structure import TensorRecord, counted, in_bytes
 from npbench.task import Task
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 AnyState = TypeVar("AnyState", bound="State")
 Part = TypeVar("Part", bound=TensorRecord)
+Model = TypeVar("Model", bound="NeuralProcess")
 
 # What `condition` and `query` take in place of tensors: an iterable of chunks, or a file.
 Stream = Iterable | str | os.PathLike
@@ -146,7 +149,8 @@ class NeuralProcess(nn.Module, ABC):
     A model implements `_condition`, `_update` and `_query`; the public methods check what they are
     given first, so the private ones meet finite tensors of the right shapes. Its `__init__` is
     decorated with `records_arguments`. A model whose targets depend on each other has its own
-    `_evaluate` or `_sample` as well.
+    `_evaluate` or `_sample` as well. A model with a `scaling` is given values in the units of the
+    data and answers in them; its private methods know nothing of it.
 
     Args:
         dim_x: number of inputs of a point.
@@ -168,6 +172,85 @@ class NeuralProcess(nn.Module, ABC):
         self.dim_x = dim_x
         self.dim_y = dim_y
         self.watch = Watch(dim_x, dim_y)
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """The units in which the model is given values, and answers; None: its own numbers.
+
+        States and `loss` are in the model's numbers: a state means the same in any units, and one
+        that was made in other units than those of the query is not noticed in Python, while files
+        tell. Checkpoints and state files keep the units.
+
+        Raises:
+            InputError: on setting those of other numbers of columns, or units for classes.
+        """
+        return self.watch.scaling
+
+    @scaling.setter
+    def scaling(self, scaling: Scaling | None) -> None:
+        if scaling is not None:
+            if (scaling.dim_x, len(scaling.y)) != (self.dim_x, self.dim_y):
+                raise InputError(
+                    f"the columns {', '.join([*scaling.x_names, *scaling.y_names])} are "
+                    f"{scaling.dim_x} number(s) of inputs and {len(scaling.y)} of outputs, for a "
+                    f"model with dim_x={self.dim_x} and dim_y={self.dim_y}; set these to "
+                    f"{scaling.dim_x} and {len(scaling.y)}, or name other columns"
+                )
+            if self.predicts_classes and any(column.kind != "none" for column in scaling.y):
+                raise InputError(
+                    'outputs that are classes take the scaling "none": they have no units'
+                )
+        self.watch.scaling = scaling
+
+    def scaled(self: Model, scaling: Scaling | None) -> Model:
+        """The same model in other units: it shares its parameters with this one.
+
+        Raises:
+            InputError: as on setting `scaling`.
+
+        Example:
+            >>> from npbench.models import CNP
+            >>> from npbench.scaling import Column, Scaling
+            >>> celsius = Column("temperature", "standard", shift=15.0, scale=10.0)
+            >>> model = CNP(dim_x=1, dim_y=1).scaled(Scaling((Column("day"),), (celsius,)))
+            >>> state = model.condition(np.array([[0.0], [1.0]]), np.array([[14.0], [17.0]]))
+            >>> model.query(state, np.array([[2.0]])).mean.dtype
+            torch.float64
+        """
+        model = copy.copy(self)
+        model.watch = self.watch.anew()
+        model.scaling = scaling
+        return model
+
+    @property
+    def columns(self) -> tuple[list[str], list[str]]:
+        """The names of the columns of inputs and outputs: those of the data, where the model has
+        its units, else x0, x1, … and y0, …."""
+        if self.scaling is not None:
+            return self.scaling.x_names, self.scaling.y_names
+        return [f"x{i}" for i in range(self.dim_x)], [f"y{i}" for i in range(self.dim_y)]
+
+    def check_columns(self, x: Sequence[str], y: Sequence[str] | None = None) -> None:
+        """Refuse other numbers of columns than the model takes.
+
+        Args:
+            x: names of the inputs.
+            y: names of the outputs, if there are any.
+
+        Raises:
+            InputError: if there are more or fewer; says what was expected.
+        """
+        for part, given, own in zip("xy", (x, y), self.columns):
+            if given is None or len(given) == len(own):
+                continue
+            expected = f"was trained with dim_{part}={len(own)}"
+            if self.scaling is not None:
+                expected = f"has the units of {', '.join(own)}"
+            what = "inputs" if part == "x" else "outputs"
+            raise InputError(
+                f"the model {expected}, and {len(given)} column(s) of {what} are named: "
+                f"{','.join(given)}"
+            )
 
     @property
     def predicts_classes(self) -> bool:
@@ -251,14 +334,16 @@ class NeuralProcess(nn.Module, ABC):
             InputError: as `condition`, and when there are no targets.
         """
         if isinstance(xt, Tensor | np.ndarray):
-            return self._query(state, self._targets(state, xt).x)
+            return self._in_units(self._query(state, self._targets(state, xt).x))
         check_no_frame("xt", xt)
         if not isinstance(xt, Stream):
             raise InputError(
                 f"query takes a tensor, or an iterable of chunks, not {type(xt).__name__}"
             )
         chunks = self._inputs.target_chunks(xt, state.batch_size)
-        return (self._query(state, self._looked_at(targets).x) for targets in chunks)
+        return (
+            self._in_units(self._query(state, self._looked_at(targets).x)) for targets in chunks
+        )
 
     def marginals(
         self,
@@ -278,10 +363,41 @@ class NeuralProcess(nn.Module, ABC):
             ValueOverflow: where a prediction is not finite.
         """
         targets = self._targets(state, xt, mask)
-        marginals = self._marginals(state, targets)
+        marginals = self._marginals_in_units(state, targets)
         if self._looks_at_values and not are_finite(marginals):
             raise self._overflow(self.watch.look(targets))
         return marginals
+
+    def quantiles(
+        self,
+        state: State,
+        xt: Real[Tensor, "*batch target dim_x"] | np.ndarray,
+        levels: Sequence[float],
+    ) -> Float[Tensor, "levels batch target dim_y"]:
+        """The values below which each target's value lies with these probabilities, by itself.
+
+        Args:
+            state: of the context.
+            xt: target inputs.
+            levels: probabilities between 0 and 1.
+
+        Raises:
+            InputError: as `query`; on another level; and of a model of classes.
+
+        Example:
+            >>> from npbench.models import CNP
+            >>> model = CNP(dim_x=1, dim_y=1)
+            >>> x, y = torch.randn(2, 16, 10, 1)
+            >>> model.quantiles(model.condition(x, y), x, [0.05, 0.5, 0.95]).shape
+            torch.Size([3, 16, 10, 1])
+        """
+        if not levels or not all(0 < level < 1 for level in levels):
+            raise InputError(f"levels={list(levels)} must be probabilities between 0 and 1")
+        if self.predicts_classes:
+            raise InputError("a model of classes predicts probabilities, which have no quantiles")
+        mixture = self._marginal_mixture(state, self._targets(state, xt))
+        quantiles = mixture.quantiles(torch.tensor(levels, device=mixture.mean.device))
+        return quantiles if self.scaling is None else self.scaling.decode_y(quantiles)
 
     def forward(
         self,
@@ -295,18 +411,30 @@ class NeuralProcess(nn.Module, ABC):
 
     def evaluate(self, task: Task) -> Evaluation:
         """Each task's log-likelihood, and the mean and standard deviation at each target."""
-        return self._evaluate(*self._conditioned(task))
+        state, targets = self._conditioned(task)
+        if self.scaling is None:
+            return self._evaluate(state, targets)
+        evaluation = self._evaluate(state, targets)
+        moments: Marginals = Marginals(*evaluation[1:])
+        if self.scaling.has_log_output:
+            moments = self._marginals_in_units(state, targets)
+        else:
+            moments = self._decoded(moments)
+        return Evaluation(evaluation.log_likelihood + self._log_slope(targets), *moments)
 
     def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
         """Each task's log-likelihood in nats: summed over outputs, averaged over real targets.
 
         Joint and autoregressive models give the joint log-density divided by the number of targets.
         """
-        return self._log_likelihood(*self._conditioned(task))
+        state, targets = self._conditioned(task)
+        log_likelihood = self._log_likelihood(state, targets)
+        return log_likelihood if self.scaling is None else log_likelihood + self._log_slope(targets)
 
     def loss(self, task: Task) -> Float[Tensor, ""]:
-        """What training minimises: the negative log-likelihood per target, averaged over tasks."""
-        return -self.log_likelihood(task).mean()
+        """What training minimises: the negative log-likelihood per target, averaged over tasks, of
+        the model's numbers; that in other units differs by what no parameter changes."""
+        return -self._log_likelihood(*self._conditioned(task)).mean()
 
     def sample(
         self,
@@ -323,7 +451,8 @@ class NeuralProcess(nn.Module, ABC):
             raise InputError(f"num_samples={num_samples} must be 1 or more")
         xt = self._targets(state, xt).x
         with torch.no_grad():
-            return self._sample(state, xt, num_samples)
+            samples = self._sample(state, xt, num_samples)
+            return samples if self.scaling is None else self.scaling.decode_y(samples)
 
     def _chunks(self, xc: Any, yc: Any, mask: Any, chunk_size: int | None) -> Iterator[Points]:
         """What `condition` is given, checked chunk by chunk."""
@@ -352,6 +481,34 @@ class NeuralProcess(nn.Module, ABC):
         dist = self._query(state, targets.x)
         return Marginals(dist.mean, dist.stddev)
 
+    def _marginal_mixture(self, state: State, targets: Points) -> NormalMixture:
+        """Each target's value by itself, as a mixture of normals."""
+        return NormalMixture.of(self._query(state, targets.x))
+
+    def _marginals_in_units(self, state: State, targets: Points) -> Marginals:
+        if self.scaling is None:
+            return self._marginals(state, targets)
+        if not self.scaling.has_log_output:
+            return self._decoded(self._marginals(state, targets))
+        dist = in_units(self._marginal_mixture(state, targets).distribution, self.scaling)
+        return Marginals(dist.mean, dist.stddev)
+
+    def _decoded(self, marginals: Marginals) -> Marginals:
+        """The same in units of which none is logarithmic."""
+        assert self.scaling is not None
+        std = marginals.std * self.scaling.output_scale(marginals.std)
+        return Marginals(self.scaling.decode_y(marginals.mean), std)
+
+    def _in_units(self, dist: Distribution) -> Distribution:
+        if self.scaling is None or self.predicts_classes:
+            return dist
+        return in_units(dist, self.scaling)
+
+    def _log_slope(self, targets: Points) -> Float[Tensor, "batch"]:
+        """What the log-likelihood per target is higher by in the model's units."""
+        assert self.scaling is not None
+        return masked_mean(self.scaling.log_slope(targets.y), targets.mask)
+
     def _evaluate(self, state: State, targets: Points) -> Evaluation:
         dist = self._query(state, targets.x)
         log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
@@ -370,7 +527,7 @@ class NeuralProcess(nn.Module, ABC):
     def _inputs(self) -> Inputs:
         parameter = next(self.parameters())
         dtype, device = parameter.dtype, parameter.device
-        return Inputs(self.dim_x, self.dim_y, dtype, device, self.predicts_classes)
+        return Inputs(self.dim_x, self.dim_y, dtype, device, self.predicts_classes, self.scaling)
 
     def _targets(self, state: State, xt: Any, mask: Any = None) -> Points:
         targets = self._inputs.targets("xt", xt, mask)
@@ -410,6 +567,21 @@ class NeuralProcess(nn.Module, ABC):
             raise self._overflow(extent)
         self.watch.warn_if_far(extent)
         return state
+
+    def _own_range(
+        self, low: float | tuple[float, ...], high: float | tuple[float, ...]
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The ends of a range of inputs as the model's numbers, one each."""
+        ends = []
+        for end in (low, high):
+            numbers = end if isinstance(end, tuple | list) else (end,) * len(self.columns[0])
+            if self.scaling is not None and len(numbers) == len(self.scaling.x):
+                if any(column.width > 1 for column in self.scaling.x):
+                    raise InputError("inputs that are circular have no range to move to")
+                values = torch.tensor(numbers, dtype=torch.float64)
+                numbers = self.scaling.encode_x(values).tolist()
+            ends.append(tuple(map(float, numbers)))
+        return ends[0], ends[1]
 
     def _conditioned(self, task: Task) -> tuple[State, Points]:
         """The state of a task's context, and its targets: checked, with 0 at padding."""
@@ -460,7 +632,8 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 
 @contextmanager
 def unwatched(model: nn.Module) -> Iterator[None]:
-    """For values that mean nothing, such as those that time a model: nothing is said of them."""
+    """For numbers that mean nothing, such as those that time a model: nothing is said of them, and
+    they have no units."""
     watch, model.watch = model.watch, Watch(model.dim_x, model.dim_y)
     try:
         yield

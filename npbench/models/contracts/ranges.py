@@ -1,5 +1,6 @@
 """What values a model was trained on, and what is said where it is given others."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from npbench.errors import DataWarning, ValueOverflow
 from npbench.models.contracts.points import Points
+from npbench.scaling import Scaling
 from npbench.structure import TensorRecord
 
 # Values are far outside a range beyond this share of its width.
@@ -90,6 +92,8 @@ class Extent:
     low: Float[Tensor, "columns"]
     high: Float[Tensor, "columns"]
     largest: float = 0.0
+    value: float = 0.0
+    """The value that has it."""
     where: tuple[int, int, int] = (0, 0, 0)
     """Task, point and column."""
     num_points: int = field(default=0)
@@ -127,6 +131,7 @@ class Extent:
         is_high = float(high[column]) == self.largest
         of_tasks, points = values.max(dim=1) if is_high else values.min(dim=1)
         task = int(of_tasks.abs().argmax())
+        self.value = float(high[column]) if is_high else float(low[column])
         self.where = task, start + int(points[task]), column
 
 
@@ -155,6 +160,8 @@ class Watch:
     Attributes:
         ranges: those of training; None where they are not known, and nothing is far then.
         columns: names of the inputs and then of the outputs, for messages.
+        scaling: the units of the model; messages then have its names and are in its units, and
+            `ranges` are those of the model's numbers.
         watched: the columns of which it warns; all by default.
     """
 
@@ -165,7 +172,14 @@ class Watch:
             *(f"y{i}" for i in range(dim_y)),
         ]
         self.watched: Sequence[int] = range(dim_x + dim_y)
+        self.scaling: Scaling | None = None
         self._said: set[int] = set()
+
+    def anew(self) -> "Watch":
+        """A watch of the same ranges that has said nothing yet."""
+        watch = copy.copy(self)
+        watch._said = set()
+        return watch
 
     def look(self, points: Points) -> Extent:
         """The extent of targets, whose outputs are not known."""
@@ -184,16 +198,18 @@ class Watch:
             if column not in self.watched or column in self._said:
                 continue
             self._said.add(column)
-            low, high, mean, std = (
-                float(values[column])
-                for values in (ranges.low, ranges.high, ranges.mean, ranges.std)
-            )
+            ends = (extent.low, extent.high, ranges.low, ranges.high)
+            from_, to, low, high = (self._shown(column, float(end[column])) for end in ends)
+            digits, spread = ".10g", ""  # of dates as numbers, six would not tell the days
+            if self.scaling is None:
+                digits = ".6g"
+                mean, std = float(ranges.mean[column]), float(ranges.std[column])
+                spread = f" (mean {mean:.3g}, standard deviation {std:.3g})"
             warnings.warn(
-                f"{self.columns[column]} runs from {extent.low[column]:.6g} to "
-                f"{extent.high[column]:.6g}, and in training from {low:.6g} to {high:.6g} (mean "
-                f"{mean:.3g}, standard deviation {std:.3g}): predictions from such values mean "
-                f"nothing. Bring the column to the unit and the range of training, or train on "
-                f"data like these (said once)",
+                f"{self._name(column)} runs from {from_:{digits}} to {to:{digits}}, and in "
+                f"training from {low:{digits}} to {high:{digits}}{spread}: predictions from such "
+                f"values mean nothing. Bring the column to the unit and the range of training, or "
+                f"train on data like these (said once)",
                 DataWarning,
                 stacklevel=4,
             )
@@ -201,4 +217,18 @@ class Watch:
     def overflow(self, extent: Extent, dtype: torch.dtype) -> ValueOverflow:
         """The error for points of which a model cannot compute a finite number."""
         task, point, column = extent.where
-        return ValueOverflow(column, self.columns[column], extent.largest, task, point, dtype)
+        index = column if self.scaling is None else self.scaling.column_of(column)[0]
+        size = abs(self._shown(column, extent.value))
+        return ValueOverflow(index, self._name(column), size, task, point, dtype)
+
+    def _name(self, column: int) -> str:
+        if self.scaling is None:
+            return self.columns[column]
+        return self.scaling.column_of(column)[1].name
+
+    def _shown(self, column: int, number: float) -> float:
+        """A number of the model, in its units."""
+        if self.scaling is None:
+            return number
+        decoded = self.scaling.column_of(column)[1].decode(torch.tensor(number, dtype=torch.double))
+        return float(decoded)

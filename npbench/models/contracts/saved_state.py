@@ -11,7 +11,7 @@ from torch import Tensor
 from npbench.errors import InputError
 from npbench.models.contracts import state_files
 from npbench.models.contracts.ledger import Ledger
-from npbench.models.contracts.process import NeuralProcess, State, evaluating
+from npbench.models.contracts.process import NeuralProcess, State, evaluating, unwatched
 
 Saved = TypeVar("Saved", bound="SavedState")
 
@@ -72,8 +72,9 @@ class SavedState(State, ABC):
 
         Args:
             path: the file, whose size the context does not change, unless a ledger is written.
-            model: whose state it is; its fingerprint is written with it, for `load` to check. It
-                hashes the class, the weights and the arguments that differ from their defaults.
+            model: whose state it is; its units and its fingerprint are written with it, for `load`
+                to check. The fingerprint hashes the class, the weights and the arguments that
+                differ from their defaults.
             ledger: write the state's ledger too, in 16 bytes a point: `load` then gives a state
                 that forgets with certainty.
             notes: further facts to write into the file's metadata.
@@ -175,7 +176,7 @@ class SavedState(State, ABC):
     def _check_shapes(self, source: str, model: NeuralProcess) -> None:
         """Refuse a state whose tensors are not those of the model's state of no points."""
         like = next(model.parameters())
-        with evaluating(model):
+        with evaluating(model), unwatched(model):
             x, y = (like.new_zeros(1, 0, dim) for dim in (model.dim_x, model.dim_y))
             like_this: Any = model.condition(x, y)
         expected = like_this._tensors_to_save()

@@ -21,6 +21,7 @@ from torch import Tensor
 from npbench.errors import InputError
 from npbench.files import whole_file
 from npbench.models.contracts.process import NeuralProcess
+from npbench.scaling import Scaling
 
 _FORMAT, _VERSION = "npbench-state", "2"
 _CHECKSUM = "checksum"
@@ -60,6 +61,8 @@ def pack(
     facts = {**notes, "format": _FORMAT, "version": _VERSION}
     if model is not None:
         facts["fingerprint"] = fingerprint(model)
+        if model.scaling is not None:
+            facts |= model.scaling.to_notes()
     saved = {name: z.detach().cpu().contiguous() for name, z in tensors.items()}
     return save(saved, facts | {_CHECKSUM: _checksum(facts, saved)})
 
@@ -69,7 +72,7 @@ def read(path: str | os.PathLike, model: NeuralProcess | None = None) -> dict[st
 
     Raises:
         InputError: if it is no such file, is not what was saved, or was saved with another model
-            than the one given.
+            than the one given, or with one of other units.
     """
     facts = read_notes(path)
     with safe_open(path, framework="pt") as file:
@@ -154,6 +157,23 @@ def check_fingerprint(
             f"{path} is a state of another model, or of other weights: load the checkpoint that "
             f"made it, or condition this model on the data again"
         )
+    check_units(path, notes, model)
+
+
+def check_units(path: str | os.PathLike, notes: Mapping[str, str], model: NeuralProcess) -> None:
+    """Refuse a state that was made in other units than the model has.
+
+    Raises:
+        InputError: if it was.
+    """
+    there, here = Scaling.of_notes(notes), model.scaling
+    if there == here:
+        return
+    names = "none" if there is None else ", ".join([*there.x_names, *there.y_names])
+    raise InputError(
+        f"{path} is a state in other units than the model's (its columns: {names}): take "
+        f"model.scaled(npbench.scaling.Scaling.of_notes(notes)), with the notes of the file"
+    )
 
 
 def is_of(notes: Mapping[str, str], model: NeuralProcess) -> bool:

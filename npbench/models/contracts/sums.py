@@ -157,6 +157,12 @@ class MixtureSumProcess(SumProcess):
     def _marginals(self, state: SumState, targets: Points) -> Marginals:
         return Marginals(*self._mixture(state, targets.x).moments)
 
+    def _marginal_mixture(self, state: SumState, targets: Points) -> NormalMixture:
+        mixture = self._mixture(state, targets.x)
+        if self.likelihood == "gaussian":
+            return NormalMixture.of_moments(*mixture.moments)
+        return mixture
+
     def _mixture(self, state: SumState, xt: Tensor) -> NormalMixture:
         """At each target by itself, a chunk of targets at a time."""
         if state.posterior is None:

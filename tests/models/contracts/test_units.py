@@ -1,0 +1,216 @@
+"""A model with units takes values in them, and answers in them: the numbers are its own."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ONE_INPUT, SIZES, small, small_cmanp
+from torch import Tensor
+
+from npbench import Task
+from npbench.errors import DataWarning, InputError, ValueOverflow
+from npbench.models import NeuralProcess
+from npbench.models.contracts import Points
+from npbench.models.contracts.ranges import Ranges
+from npbench.scaling import Column, Scaling
+
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+X = Column("seconds", "min-max", 1.7e9, 30.0), Column("depth", "log", 0.5, 2.0)
+Y = Column("u", "standard", 100.0, 5.0), Column("v"), Column("w", "log", 0.3, 0.5)
+# Distributions whose randomness makes two calls differ.
+RANDOM = {"NP", "ANP", "BNP", "BANP"}
+
+
+def units(model: NeuralProcess, log: bool = False) -> Scaling:
+    y = Y if log else (*Y[:2], Column("w", "standard", -3.0, 0.5))
+    return Scaling(X[: model.dim_x], y[: model.dim_y])
+
+
+def numbers(dim_x: int, num_points: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = 2 * torch.rand(2, num_points, dim_x, generator=generator, dtype=torch.float64) - 1
+    return x, torch.randn(2, num_points, 3, generator=generator, dtype=torch.float64)
+
+
+def values(scaling: Scaling, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The values whose numbers these are."""
+    x = torch.stack([c.decode(z) for c, z in zip(scaling.x, x.unbind(-1))], dim=-1)
+    return x, scaling.decode_y(y)
+
+
+def model_and_task(name: str, log: bool = False) -> tuple[NeuralProcess, Scaling, Task, Task]:
+    """A model, units for it, a task in its numbers, and the same in the units."""
+    model = small(name, 1 if name in ONE_INPUT else 2)
+    scaling = units(model, log)
+    context, targets = numbers(model.dim_x, 7, 0), numbers(model.dim_x, 5, 1)
+    mask = torch.rand(2, 7, generator=torch.Generator().manual_seed(2)) < 0.8
+    bare = Task(*context, *targets, context_mask=mask)
+    in_units = Task(*values(scaling, *context), *values(scaling, *targets), context_mask=mask)
+    return model, scaling, bare, in_units
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SIZES)
+def test_a_model_with_units_answers_as_the_model_without(name: str) -> None:
+    """Means, deviations, log-likelihoods, quantiles and samples are those of its own numbers."""
+    model, scaling, bare, task = model_and_task(name)
+    scaled = model.scaled(scaling)
+    assert model.scaling is None
+    answers = []
+    for each, of in ((model, bare), (scaled, task)):
+        torch.manual_seed(0)
+        state = each.condition(of.xc, of.yc, of.context_mask)
+        moments = each.marginals(state, of.xt)
+        torch.manual_seed(0)
+        answers.append((moments, each.evaluate(of), each.loss(of)))
+    (own, evaluated, loss), (there, in_units, same_loss) = answers
+    scale = torch.tensor([column.scale for column in scaling.y], dtype=torch.float64)
+    np.testing.assert_allclose(there.mean, scaling.decode_y(own.mean), 1e-5, 1e-5)
+    np.testing.assert_allclose(there.std, own.std * scale, 1e-5, 1e-5)
+    np.testing.assert_allclose(in_units.mean, scaling.decode_y(evaluated.mean), 1e-5, 1e-5)
+    np.testing.assert_allclose(
+        in_units.log_likelihood, evaluated.log_likelihood - scale.log().sum(), 1e-5, 1e-5
+    )
+    assert float(loss) == pytest.approx(float(same_loss), abs=1e-4)
+    torch.manual_seed(0)
+    first = model.sample(model.condition(bare.xc, bare.yc, bare.context_mask), bare.xt, 2)
+    torch.manual_seed(0)
+    state = scaled.condition(task.xc, task.yc, task.context_mask)
+    np.testing.assert_allclose(
+        scaled.sample(state, task.xt, 2), scaling.decode_y(first), 1e-3, 1e-3
+    )
+    torch.manual_seed(0)
+    quantiles = scaled.quantiles(state, task.xt, [0.1, 0.5, 0.9])
+    assert (quantiles.diff(dim=0) > 0).all()
+    torch.manual_seed(0)
+    expected = model.quantiles(state, bare.xt, [0.1, 0.5, 0.9])
+    np.testing.assert_allclose(quantiles, scaling.decode_y(expected), 1e-3, 1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SIZES)
+def test_a_query_in_units_has_the_density_that_the_log_likelihood_says(name: str) -> None:
+    for log in (False, True):
+        model, scaling, _, task = model_and_task(name, log)
+        model = model.scaled(scaling)
+        if model.scores_jointly and name in ("TNPA", "CMANPAND", "LocatedCMANPAND"):
+            continue  # whose likelihood is not that of one distribution
+        torch.manual_seed(0)
+        state = model.condition(task.xc, task.yc, task.context_mask)
+        dist = model.query(state, task.xt)
+        joint = dist.event_shape[0] > model.dim_y
+        log_prob = dist.log_prob(task.yt.flatten(1) if joint else task.yt)
+        per_target = log_prob / 5 if joint else log_prob.mean(dim=-1)
+        torch.manual_seed(0)
+        np.testing.assert_allclose(model.log_likelihood(task), per_target, 1e-4, 1e-4)
+        if name in RANDOM:
+            continue
+        moments = model.marginals(state, task.xt)
+        np.testing.assert_allclose(moments.mean, dist.mean.reshape(task.yt.shape), 1e-4, 1e-4)
+        np.testing.assert_allclose(moments.std, dist.stddev.reshape(task.yt.shape), 1e-4, 1e-4)
+        assert dist.sample().shape == dist.mean.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["CNP", "SecondMomentNP"])
+def test_moments_and_quantiles_of_logarithmic_outputs_are_those_of_the_density(name: str) -> None:
+    model = small(name, 1, dim_y=1)
+    model.scaling = Scaling(X[:1], (Column("w", "log", 0.3, 0.5),))
+    state = model.condition(np.array([[1.7e9], [1.7e9 + 9]]), np.array([[1.0], [2.0]]))
+    xt = np.array([[1.7e9 + 3]])
+    dist, moments = model.query(state, xt), model.marginals(state, xt)
+    log_y = torch.linspace(-8, 9, 100_001, dtype=torch.float64)
+    y = log_y.exp()
+    density = (dist.log_prob(y[:, None, None, None]).flatten() + log_y).exp()
+    step = float(log_y[1] - log_y[0])
+    assert float(density.sum()) * step == pytest.approx(1, abs=1e-4)
+    mean = float((density * y).sum()) * step
+    second = float((density * y.square()).sum()) * step
+    assert float(moments.mean) == pytest.approx(mean, rel=1e-3)
+    assert float(moments.std) == pytest.approx(math.sqrt(second - mean**2), rel=1e-2)
+    below = (density.cumsum(0) * step)[torch.searchsorted(y, model.quantiles(state, xt, [0.3])[0])]
+    assert float(below) == pytest.approx(0.3, abs=1e-3)
+
+
+@torch.no_grad()
+def test_updates_merges_and_forgetting_are_those_of_the_numbers() -> None:
+    model, scaling, bare, task = model_and_task("CMANP")
+    scaled = model.scaled(scaling)
+    more = numbers(2, 4, 3)
+    in_units = values(scaling, *more)
+    state = scaled.condition(task.xc, task.yc, ledger=False)
+    expected = model.update(model.condition(bare.xc, bare.yc), *more)
+    updated = scaled.update(state, *in_units)
+    np.testing.assert_allclose(
+        scaled.query(updated, task.xt).mean, scaling.decode_y(model.query(expected, bare.xt).mean),
+        1e-5, 1e-5,
+    )  # fmt: skip
+    left = scaled.forget(updated, *in_units)
+    np.testing.assert_allclose(
+        scaled.query(left, task.xt).mean, scaled.query(state, task.xt).mean, 1e-4, 1e-4
+    )
+
+
+@torch.no_grad()
+def test_seconds_since_1970_lose_no_digits() -> None:
+    """float32 would know them to two minutes."""
+    model = small_cmanp()
+    scaling = Scaling((Column("t", "min-max", 1.7e9, 30.0),), (Column("y"),))
+    seconds = torch.arange(-60.0, 60.0, dtype=torch.float64).reshape(1, -1, 1)
+    y = (seconds / 9).sin()
+    state = model.condition(seconds / 30, y)
+    same = model.scaled(scaling).condition(seconds + 1.7e9, y)
+    assert torch.equal(state.attention.out, same.attention.out)
+
+
+@torch.no_grad()
+def test_a_state_file_has_the_units_and_is_refused_in_others(tmp_path: Path) -> None:
+    model, scaling, _, task = model_and_task("CMANP")
+    scaled, path = model.scaled(scaling), tmp_path / "state"
+    state = scaled.condition(task.xc, task.yc)
+    state.save(path, scaled)
+    again = type(state).load(path, scaled)
+    assert torch.equal(scaled.query(again, task.xt).mean, scaled.query(state, task.xt).mean)
+    for other in (model, model.scaled(units(model, log=True))):
+        with pytest.raises(InputError, match="in other units than the model's "):
+            type(state).load(path, other)
+
+
+@torch.no_grad()
+def test_messages_are_in_the_units_and_name_the_columns() -> None:
+    model, scaling, bare, task = model_and_task("CMANP")
+    model.watch.ranges = Ranges.of(Points(bare.xc, bare.yc))
+    model = model.scaled(scaling)
+    far = task.xc + torch.tensor([600.0, 0.0])
+    with pytest.warns(DataWarning, match=r"seconds runs from 17000005\d\d to 17000006"):
+        model.condition(far, task.yc)
+    y = task.yc.clone()
+    y[1, 2, 0] = 1e300
+    with pytest.raises(ValueOverflow, match=r"u of task 1, point 2 is of size 1e\+300") as error:
+        model.condition(task.xc, y)
+    assert error.value.column == 2
+    with pytest.raises(InputError, match=r"xc holds -1 of column depth in task 0, point 0, and"):
+        model.condition(-torch.ones(1, 1, 2), torch.ones(1, 1, 3))
+    with pytest.raises(InputError, match=r"expected \[batch, points, 2\], as the model has the un"):
+        model.condition(torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+
+
+def test_units_of_other_columns_are_refused() -> None:
+    with pytest.raises(InputError, match=r"2 number\(s\) of inputs and 1 of outputs, for a model"):
+        small_cmanp().scaled(Scaling((Column("h", "circular", scale=24.0),), (Column("y"),)))
+    model = small_cmanp(dim_x=2)
+    model.scaling = Scaling((Column("h", "circular", scale=24.0),), (Column("y"),))
+    assert model.columns == (["h"], ["y"])
+    state = model.condition(np.array([[1.0]]), np.array([[2.0]]))
+    assert model.query(state, np.array([[25.0]])).mean.shape == (1, 1, 1)
+
+
+@pytest.mark.parametrize("levels", [[], [0.0], [0.5, 1.0], [math.nan]])
+def test_quantiles_are_of_probabilities(levels: list[float]) -> None:
+    model = small_cmanp()
+    state = model.condition(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    with pytest.raises(InputError, match="must be probabilities between 0 and 1"):
+        model.quantiles(state, torch.zeros(1, 1, 1), levels)
