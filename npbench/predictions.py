@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
 from npbench.errors import InputError, ValueOverflow
 from npbench.models.contracts.process import NeuralProcess, State, evaluating
@@ -39,32 +40,57 @@ def write_predictions(
     Raises:
         InputError: on targets that cannot be predicted at, or a column named as a new one.
     """
+    with evaluating(model), TableWriter(path) as writer:
+        for rows, x, _ in targets.batches():
+            start = targets.skip + writer.num_rows
+            writer.write(predicted(model, state, targets, rows, x, outputs, quantiles, start))
+            on_rows(len(rows))
+        if not writer.num_rows:
+            raise InputError(f"{targets.name} has no rows to predict at")
+    return writer.num_rows
+
+
+def predicted(
+    model: NeuralProcess,
+    state: State,
+    targets: PointTable,
+    rows: pa.Table,
+    x: Float[np.ndarray, "rows dim_x"],
+    outputs: Sequence[str] | None = None,
+    quantiles: Sequence[float] = (),
+    start: int = 0,
+) -> pa.Table:
+    """Rows of a table of targets, with what is predicted at them behind their columns.
+
+    Args:
+        model, state, outputs, quantiles: as of `write_predictions`.
+        targets: the table, which errors name.
+        rows: some rows of it.
+        x: their inputs.
+        start: number of rows of the table before them.
+
+    Raises:
+        InputError: as `write_predictions`.
+    """
     outputs = model.columns[1] if outputs is None else list(outputs)
     if len(outputs) != model.dim_y:
         raise InputError(
             f"{len(outputs)} names of outputs, {', '.join(outputs)}, for a model of {model.dim_y}"
         )
-    with evaluating(model), TableWriter(path) as writer:
-        for rows, x, _ in targets.batches():
-            try:
-                columns = dict(zip(("mean", "std"), model.marginals(state, x)))
-                if quantiles:
-                    found = model.quantiles(state, x, quantiles)
-                    columns |= {f"q{level:g}": z for level, z in zip(quantiles, found)}
-            except ValueOverflow as error:
-                row = targets.skip + writer.num_rows + error.point + 1
-                raise InputError(
-                    f"column {targets.x[error.column]} of {targets.path} is of size "
-                    f"{error.size:.6g} in row {row:,}, of which the model predicts what is not "
-                    f"finite; drop such rows, or bring them to the unit of training"
-                ) from error
-            values = {kind: z[0].cpu().numpy() for kind, z in columns.items()}
-            rows = _with_columns(rows, targets.name, outputs, values)
-            writer.write(rows)
-            on_rows(len(rows))
-        if not writer.num_rows:
-            raise InputError(f"{targets.name} has no rows to predict at")
-    return writer.num_rows
+    try:
+        columns = dict(zip(("mean", "std"), model.marginals(state, x)))
+        if quantiles:
+            found = model.quantiles(state, x, quantiles)
+            columns |= {f"q{level:g}": z for level, z in zip(quantiles, found)}
+    except ValueOverflow as error:
+        raise InputError(
+            f"column {targets.x[error.column]} of {targets.name} is of size {error.size:.6g} in "
+            f"row {start + error.point + 1:,}, of which the model predicts what is not finite; "
+            f"drop such rows, or bring them to the unit of training"
+        ) from error
+    return _with_columns(
+        rows, targets.name, outputs, {kind: z[0].cpu().numpy() for kind, z in columns.items()}
+    )
 
 
 def _with_columns(

@@ -1,9 +1,10 @@
 """Types of arguments that several commands take."""
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from importlib import import_module
 from math import nan
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -124,3 +125,32 @@ def add_device(parser: ArgumentParser) -> None:
         default=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         help="cuda where there is one, else cpu",
     )
+
+
+def add_engine(parser: ArgumentParser) -> None:
+    """`--engine` and `--address`, for work that a cluster shares."""
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="ray: share the work among the processes of a Ray cluster (the extra npbench[ray])",
+    )  # fmt: skip
+    parser.add_argument(
+        "--address", help="of the Ray cluster; by default one starts on this machine"
+    )
+
+
+def engine_of(options: Namespace) -> ModuleType | None:
+    """The module of `--engine`, connected to the cluster at `--address`; None: this process.
+
+    Raises:
+        InputError: if Ray is not installed, or no cluster answers.
+    """
+    if options.engine == "local":
+        if options.address:
+            raise InputError("--address is for --engine ray")
+        return None
+    try:
+        engine = import_module("npbench.interop.ray")
+    except ModuleNotFoundError as error:
+        raise InputError(f"--engine ray needs {error.name}: pip install 'npbench[ray]'") from error
+    engine.connect(options.address)
+    return engine

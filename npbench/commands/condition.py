@@ -10,13 +10,16 @@ from npbench.commands import checkpoints
 from npbench.commands.arguments import (
     add_allow,
     add_device,
+    add_engine,
     add_table_format,
     check_out,
     columns,
+    engine_of,
     given,
 )
 from npbench.commands.progress import progress_bar
 from npbench.conditioning import write_state
+from npbench.errors import InputError
 from npbench.files import only_writer
 from npbench.messages import CommandParser
 from npbench.models import NeuralProcess
@@ -34,10 +37,13 @@ of a few hundred kilobytes that answers queries.
   npbench condition --state state.safetensors --data today.csv --out state.safetensors
   npbench condition --ckpt RUN --data folder 'more-*.csv' --x lat,lon,time --y temperature \\
     --dates "days since 2020-01-01" --out state.safetensors
+  npbench condition --engine ray --ckpt RUN --data s3://bucket/weather/ --x lat,lon \\
+    --y temperature --out state.safetensors
 
-The third adds points to a state. Several files, the files of a folder, and those that a pattern
-matches come in the order of their names. Memory does not depend on the number of rows. After an
-interrupt, or a row that cannot be read, the same command goes on where it was."""
+The third adds points to a state, and the last shares the work among the processes of a cluster.
+Several files, the files of a folder, and those that a pattern matches come in the order of their
+names. Memory does not depend on the number of rows. After an interrupt, or a row that cannot be
+read, the same command goes on where it was."""
 
 # Enough that the latents, worked out once a chunk, cost little beside its points.
 _ROWS = 131_072
@@ -52,7 +58,9 @@ def run(args: Sequence[str]) -> None:
 def _run(options: Namespace) -> None:
     made_by = read_notes(options.state) if options.state else {}
     checkpoint = checkpoints.of_state(made_by, options.ckpt)
-    files = files_in(options.data)
+    engine = engine_of(options)
+    # A cluster's engine finds the files itself, which may not be here.
+    files = files_in(options.data) if engine is None else []
     check_out(options.out, *files, checkpoint)
     model = checkpoints.load_with_saved_states(checkpoint, made_by).to(options.device)
     x, y = (
@@ -62,26 +70,36 @@ def _run(options: Namespace) -> None:
     model.watch.columns = [*x, *y]
     start = model.state_class.load(options.state, model) if options.state else None
     dates = options.dates or made_by.get("dates") or dates_of(model)
-    table = PointTable(
-        files, x, y, chunk_size=_ROWS, separator=options.separator, decimal=options.decimal,
-        dates=dates,
-    )  # fmt: skip
+    sources = [str(file.resolve()) for file in files] or options.data
     origin = {
         "checkpoint": str(checkpoint.resolve()),
-        "data": os.pathsep.join(str(file.resolve()) for file in files),
+        "data": os.pathsep.join(sources),
         **({"dates": dates} if dates else {}),
     }
     with progress_bar() as progress:
-        shown = progress.add_task("rows", total=table.num_rows())
-        rows = write_state(
-            model,
-            table,
-            options.out,
-            start,
-            origin,
-            lambda n: progress.advance(shown, n),
-            ledger=options.ledger,
-        )
+        if engine is not None:
+            if options.ledger:
+                raise InputError("--ledger is for --engine local")
+            shown = progress.add_task("rows", total=None)
+            rows = engine.write_state(
+                model, options.data, x, y, options.out, start, origin, dates,
+                lambda n: progress.advance(shown, n),
+            )  # fmt: skip
+        else:
+            table = PointTable(
+                files, x, y, chunk_size=_ROWS, separator=options.separator,
+                decimal=options.decimal, dates=dates,
+            )  # fmt: skip
+            shown = progress.add_task("rows", total=table.num_rows())
+            rows = write_state(
+                model,
+                table,
+                options.out,
+                start,
+                origin,
+                lambda n: progress.advance(shown, n),
+                ledger=options.ledger,
+            )
     print(f"{rows:,} points absorbed into {options.out}; it answers by")
     out = shlex.quote(str(options.out))
     print(f"  npbench query --state {out} --targets FILE --out predictions.parquet")
@@ -115,7 +133,7 @@ def _parser() -> CommandParser:
     parser = CommandParser("condition", _DESCRIPTION)
     parser.add_argument("--ckpt", type=Path, help="a checkpoint, or the folder of a run")
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="PATH",
+        "--data", nargs="+", required=True, metavar="PATH",
         help=".parquet or .csv files, folders of them, or patterns in quotes",
     )  # fmt: skip
     parser.add_argument("--x", type=columns, metavar="NAME,…", help="columns of the inputs")
@@ -131,5 +149,6 @@ def _parser() -> CommandParser:
     )  # fmt: skip
     add_allow(parser)
     add_table_format(parser)
+    add_engine(parser)
     add_device(parser)
     return parser

@@ -7,9 +7,11 @@ from npbench.commands import checkpoints
 from npbench.commands.arguments import (
     add_allow,
     add_device,
+    add_engine,
     add_table_format,
     check_out,
     columns,
+    engine_of,
     levels,
 )
 from npbench.commands.condition import columns_of, dates_of
@@ -39,17 +41,23 @@ def run(args: Sequence[str]) -> None:
     model.check_columns(x)
     model.watch.columns = [*x, *model.watch.columns[model.dim_x :]]
     state = model.state_class.load(options.state, model)
-    targets = PointTable(
-        options.targets, x, separator=options.separator, decimal=options.decimal,
-        dates=options.dates or notes.get("dates") or dates_of(model),
-    )  # fmt: skip
+    dates = options.dates or notes.get("dates") or dates_of(model)
     outputs = notes["y"].split(",") if "y" in notes else None
-    with progress_bar() as progress:
-        shown = progress.add_task("rows", total=targets.num_rows())
-        rows = write_predictions(
-            model, state, targets, options.out, outputs, lambda n: progress.advance(shown, n),
-            options.quantiles,
+    if (engine := engine_of(options)) is not None:
+        rows = engine.query_dataset(
+            model, state, str(options.targets), x, options.out, outputs,
+            quantiles=options.quantiles, dates=dates,
         )  # fmt: skip
+    else:
+        targets = PointTable(
+            options.targets, x, separator=options.separator, decimal=options.decimal, dates=dates
+        )
+        with progress_bar() as progress:
+            shown = progress.add_task("rows", total=targets.num_rows())
+            rows = write_predictions(
+                model, state, targets, options.out, outputs,
+                lambda n: progress.advance(shown, n), options.quantiles,
+            )  # fmt: skip
     print(f"predictions at {rows:,} targets written to {options.out}")
 
 
@@ -67,5 +75,6 @@ def _parser() -> CommandParser:
     parser.add_argument("--ckpt", type=Path, help="the state's checkpoint, if it was moved")
     add_allow(parser)
     add_table_format(parser)
+    add_engine(parser)
     add_device(parser)
     return parser

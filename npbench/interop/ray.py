@@ -9,7 +9,8 @@ Needs the extra `ray`: `pip install "npbench[ray]"`.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import count, pairwise
@@ -20,18 +21,28 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, DataContext, Dataset, read_csv, read_parquet
+from ray.data import (
+    ActorPoolStrategy,
+    DataContext,
+    Dataset,
+    SaveMode,
+    read_csv,
+    read_parquet,
+)
 
 from npbench.blocks.windows import padded_groups
 from npbench.conditioning import absorb
 from npbench.errors import InputError
 from npbench.models.contracts.merging import MergingProcess
-from npbench.models.contracts.process import NeuralProcess, evaluating
+from npbench.models.contracts.process import NeuralProcess, State, evaluating
 from npbench.models.contracts.saved_state import SavedState
+from npbench.predictions import predicted
 from npbench.tables import PointTable
 
 # Points that a worker absorbs at a time, those that fill up the tasks of a batch included.
 _POINTS = 131_072
+# Targets that a worker predicts at a time.
+_TARGETS = 65_536
 # The column in which the engine says which file a row is from.
 _PATH = "path"
 
@@ -50,6 +61,7 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -107,24 +119,111 @@ def condition_dataset(
     connect()
     rows = _open(data)
     _check_columns(rows, [*x, *y, *([by] if by else [])])
-    name = "the data" if isinstance(data, Dataset) else str(data)
-    gpus: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {}
-    # By reference: a worker that starts again finds them where the first one did.
-    parts = ray.put((model, PointTable(name, x, y, dates=dates), by))
-    blocks = rows.map_batches(
-        _Worker,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=workers or _workers(num_gpus)),
-        fn_constructor_args=([parts],),
-        **gpus,
-    )
+    name = _name(data)
+    parts = model, PointTable(name, x, y, dates=dates), by
+    blocks = _by_workers(rows, _Absorber, parts, None, workers, num_gpus)
     whole = _merged(_states(blocks, _prior(model), on_rows), name)
     with evaluating(model):
         state = model.merge(whole.state.to(next(model.parameters()).device))
     if by is None:
         return state
     return {key: _tasks(state, [i]) for i, key in enumerate(whole.keys)}
+
+
+def write_state(
+    model: NeuralProcess,
+    data: str | os.PathLike | Sequence[str],
+    x: Sequence[str],
+    y: Sequence[str],
+    path: str | os.PathLike,
+    start: SavedState | None = None,
+    notes: Mapping[str, str] | None = None,
+    dates: str | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Write the state of all rows into a file, and return how many they are.
+
+    Args:
+        model, data, x, y, dates, on_rows: as of `condition_dataset`.
+        path, start, notes: as of `npbench.conditioning.write_state`.
+
+    Raises:
+        InputError: as `condition_dataset`.
+    """
+    rows = 0
+
+    def count(number: int) -> None:
+        nonlocal rows
+        rows += number
+        on_rows(number)
+
+    state = condition_dataset(model, data, x, y, dates=dates, on_rows=count)
+    if start is not None:
+        with evaluating(model):
+            state = _checked(model, x, y).merge(start, state)
+    facts = {"x": ",".join(x), "y": ",".join(y), "rows": str(rows)}
+    state.save(path, model, **{**(notes or {}), **facts})
+    return rows
+
+
+def query_dataset(
+    model: NeuralProcess,
+    state: State,
+    data: Dataset | str | os.PathLike | Sequence[str],
+    x: Sequence[str],
+    out: str | os.PathLike,
+    outputs: Sequence[str] | None = None,
+    *,
+    quantiles: Sequence[float] = (),
+    dates: str | None = None,
+    workers: int | None = None,
+    num_gpus: float = 0.0,
+) -> int:
+    """Predict at every row of a data set, and return how many there are.
+
+    `out` becomes a folder of Parquet files with all columns of the data, and behind them those of
+    `npbench query`. In a file system of this machine it is there when all of them are, and stands
+    for none before; in an object store, files of a call that has failed remain.
+
+    Args:
+        model: of any kind; predicts in evaluation mode.
+        state: that of one task's context.
+        data, x, dates, workers, num_gpus: as of `condition_dataset`.
+        out: a folder that is not there yet, or a path in an object store.
+        outputs, quantiles: as of `npbench.predictions.write_predictions`.
+
+    Raises:
+        InputError: on targets that cannot be predicted at, on no rows, and where `out` is.
+
+    Example:
+        >>> query_dataset(
+        ...     model, state, "grid/*.parquet", ["lat", "lon"], "predictions"
+        ... )  # doctest: +SKIP
+    """
+    local = "://" not in os.fspath(out)
+    if local and Path(out).exists():
+        raise InputError(f"{out} is there already; delete it, or name another folder")
+    model.check_columns(x)
+    connect()
+    rows = _open(data)
+    _check_columns(rows, x)
+    name = _name(data)
+    parts = model, PointTable(name, x, dates=dates), state, outputs, quantiles
+    answers = _by_workers(rows, _Predictor, parts, _TARGETS, workers, num_gpus)
+    target = Path(f"{out}.partial") if local else out
+    try:
+        answers.write_parquet(os.fspath(target), mode=SaveMode.OVERWRITE)
+    except ray.exceptions.RayTaskError as error:
+        # Ray tells of a worker's exception by its text alone.
+        if found := re.findall(r"npbench\.errors\.\w+: (.+)", str(error)):
+            raise InputError(found[-1]) from error
+        raise
+    number = read_parquet(os.fspath(target)).count()
+    if not number:
+        raise InputError(f"{name} has no rows to predict at")
+    if local:
+        Path(target).replace(out)
+    return number
 
 
 @dataclass(frozen=True)
@@ -148,11 +247,22 @@ class _KeyedStates:
 
 
 class _Worker:
-    """Makes states of blocks of rows, in a process of its own or several on one GPU."""
+    """Has a model, in a process of its own or with others on one GPU."""
 
     def __init__(self, parts: Sequence[ray.ObjectRef]) -> None:
-        model, self.table, self.by = ray.get(parts[0])
+        model, self.table, *rest = ray.get(parts[0])
         self.model = model.to("cuda" if ray.get_gpu_ids() else "cpu").eval()
+        self.rest = rest
+
+    def _values(self, rows: pa.Table, names: Sequence[str]) -> np.ndarray:
+        files = _runs(rows)
+        return np.concatenate(
+            [replace(self.table, path=path).values(part, names) for path, part in files]
+        )
+
+
+class _Absorber(_Worker):
+    """Makes states of blocks of rows."""
 
     @torch.no_grad()
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -165,11 +275,12 @@ class _Worker:
 
     def _states(self, rows: pa.Table) -> tuple[list[Any], SavedState]:
         x, y = (self._values(rows, names) for names in (self.table.x, self.table.y))
-        if self.by is None:
+        (by,) = self.rest
+        if by is None:
             return [""], self.model.condition(x, y, chunk_size=_POINTS)
-        column = rows.column(self.by).combine_chunks()
+        column = rows.column(by).combine_chunks()
         if column.null_count:
-            raise InputError(f"column {self.by} of {self.table.name} has no value in some row")
+            raise InputError(f"column {by} of {self.table.name} has no value in some row")
         coded = column.dictionary_encode()
         codes, keys, states = coded.indices.to_numpy(), [], []
         for batch in padded_groups(torch.from_numpy(codes), _POINTS):
@@ -177,12 +288,6 @@ class _Worker:
             states.append(state)
             keys += coded.dictionary.take(pa.array(codes[batch[:, 0]])).to_pylist()
         return keys, _concatenated(states)
-
-    def _values(self, rows: pa.Table, names: Sequence[str]) -> np.ndarray:
-        files = _runs(rows)
-        return np.concatenate(
-            [replace(self.table, path=path).values(part, names) for path, part in files]
-        )
 
     def _explained(self, rows: pa.Table, error: InputError) -> InputError:
         """The error with the number of the row in its file, where the file can be read here."""
@@ -194,6 +299,34 @@ class _Worker:
                 except InputError as explained:
                     return explained
         return error
+
+
+class _Predictor(_Worker):
+    """Predicts at blocks of rows."""
+
+    @torch.no_grad()
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        state, outputs, quantiles = self.rest
+        x = self._values(rows, self.table.x)
+        rows = rows.drop_columns([_PATH] if _PATH in rows.column_names else [])
+        state = state.to(next(self.model.parameters()).device)
+        return predicted(self.model, state, self.table, rows, x, outputs, quantiles)
+
+
+def _by_workers(
+    rows: Dataset, kind: type, parts: tuple, size: int | None, workers: int | None, num_gpus: float
+) -> Dataset:
+    """What workers make of blocks of rows, or of so many rows at a time."""
+    gpus: dict[str, Any] = {"num_gpus": num_gpus} if num_gpus else {}
+    return rows.map_batches(
+        kind,
+        batch_size=size,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=1, max_size=workers or _workers(num_gpus)),
+        # By reference: a worker that starts again finds them where the first one did.
+        fn_constructor_args=([ray.put(parts)],),
+        **gpus,
+    )
 
 
 def _checked(model: NeuralProcess, x: Sequence[str], y: Sequence[str]) -> MergingProcess:
@@ -209,6 +342,11 @@ def _checked(model: NeuralProcess, x: Sequence[str], y: Sequence[str]) -> Mergin
                 f"is {columns!r}"
             )
     return model
+
+
+def _name(data: Any) -> str:
+    """What errors call the data."""
+    return "the data" if isinstance(data, Dataset) else str(data)
 
 
 def _open(data: Dataset | str | os.PathLike | Sequence[str]) -> Dataset:

@@ -13,12 +13,16 @@ import pytest
 import torch
 from helpers import small, small_cmanp
 
+from npbench.cli import main
 from npbench.errors import InputError
 from npbench.models import TNPD, NeuralProcess, State
+from npbench.models.contracts.state_files import read_notes
+from npbench.training import MetaRegression
+from npbench.training.lightning_parts import save_untrained
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
-from npbench.interop.ray import condition_dataset, connect  # noqa: E402
+from npbench.interop.ray import condition_dataset, connect, query_dataset  # noqa: E402
 
 ROWS, FILES = 3000, 4
 
@@ -132,6 +136,40 @@ def test_a_wrong_value_is_named_by_file_row_and_column(folder: Path, points: pa.
         condition_dataset(small_cmanp(), folder, ["hour"], ["load"])
     with pytest.raises(InputError, match=r"column sensor of .* holds string values, not numbers"):
         condition_dataset(small_cmanp(), folder, ["hour"], ["sensor"])
+
+
+@pytest.mark.slow
+def test_predictions_are_written_with_the_rows(folder: Path, points: pa.Table) -> None:
+    model, out = small("SecondMomentNP", dim_x=1, dim_y=1), folder.with_name(folder.name + ".out")
+    x, y = numbers(points, "hour"), numbers(points, "load")
+    state = model.condition(x, y)
+    number = query_dataset(model, state, folder, ["hour"], out, ["load"], quantiles=[0.1])
+    assert number == ROWS
+    written = pa.parquet.read_table(out).sort_by("hour")
+    assert written.column_names == ["sensor", "hour", "load", "load_mean", "load_std", "load_q0.1"]
+    mean, std = (z.flatten().tolist() for z in model.marginals(state, np.sort(x, axis=0)))
+    assert written["load_mean"].to_pylist() == pytest.approx(mean, abs=1e-9)
+    assert written["load_std"].to_pylist() == pytest.approx(std, abs=1e-9)
+    with pytest.raises(InputError, match="is there already"):
+        query_dataset(model, state, folder, ["hour"], out)
+    with pytest.raises(InputError, match=r"column sensor of .* holds string values, not numbers"):
+        query_dataset(model, state, folder, ["sensor"], folder.with_name(folder.name + ".other"))
+    assert not (folder.with_name(folder.name + ".other")).exists()
+
+
+@pytest.mark.slow
+def test_the_commands_share_their_work(folder: Path) -> None:
+    checkpoint, state, out = (
+        folder.with_name(folder.name + name) for name in (".ckpt", ".state", ".out")
+    )
+    save_untrained(MetaRegression(small_cmanp()), checkpoint)
+    names = ["--x", "hour", "--y", "load"]
+    engine = ["--engine", "ray"]
+    main(["condition", "--ckpt", str(checkpoint), "--data", str(folder), *names, *engine,
+          "--out", str(state)])  # fmt: skip
+    main(["query", "--state", str(state), "--targets", str(folder), *engine, "--out", str(out)])
+    assert len(pa.parquet.read_table(out)) == ROWS
+    assert read_notes(state)["rows"] == str(ROWS)
 
 
 def test_what_cannot_be_absorbed_is_said_at_the_door(folder: Path) -> None:
