@@ -77,8 +77,10 @@ def last_segments_together(
     """The same sequences, moved by whole segments so that all end in the last one.
 
     Which tokens share a segment depends on the sequence alone, and not on its batch: segments of
-    nothing but padding stand ahead.
+    nothing but padding stand ahead. A single segment is as long as its longest sequence.
     """
+    if tokens.shape[1] <= size:
+        return tokens, mask
     missing = -tokens.shape[1] % size
     tokens, mask = (torch.nn.functional.pad(z, (0, missing)) for z in (tokens, mask))
     length = mask.shape[1]
