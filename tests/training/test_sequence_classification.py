@@ -1,5 +1,8 @@
 """Classifiers of sequences are trained, tested, resumed and asked for predictions."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -215,3 +218,21 @@ def test_looking_at_the_memory_of_a_classifier_disturbs_nothing(tmp_path: Path) 
     assert table["step"].tolist() == [0, 3, 6]
     assert table["cosine_latents"].between(-1, 1).all()
     assert table["relative_entropy"].between(0, 1 + 1e-6).all()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_reads_not_all_of_its_memory(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/listops/rmt-short.yaml")
+    arguments = ["fit", "--config", config, *FEW, "--model.model.segment_length", "16",
+                 "--model.model.num_gradient_segments", "1", "--trainer.max_steps", "3",
+                 "--trainer.devices", "2", "--trainer.strategy", "ddp",
+                 "--data.cache_dir", str(tmp_path / "cache"),
+                 "--trainer.default_root_dir", str(tmp_path)]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "-m", "npbench", *arguments],
+        cwd=ROOT, timeout=240, stdout=subprocess.DEVNULL, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    last = torch.load(tmp_path / "version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
