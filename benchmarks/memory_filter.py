@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks import memory_cmanp
+from benchmarks import memory_cmanp, memory_listops
 from npbench.files import output_file
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -40,7 +40,7 @@ class Study(Protocol):
         """Markdown by the name of its place in the document."""
 
 
-STUDIES: dict[str, Study] = {"cmanp": memory_cmanp}
+STUDIES: dict[str, Study] = {"cmanp": memory_cmanp, "listops": memory_listops}
 
 
 def main() -> None:

@@ -41,10 +41,14 @@ def attention_log_weights(
     q: Float[Tensor, "*batch queries dim_head"],
     k: Float[Tensor, "*batch points dim_head"],
     bias: Tensor | None = None,
+    mask: Bool[Tensor, "#batch_size #queries points"] | None = None,
+    scale: float | None = None,
 ) -> Float[Tensor, "*batch queries points"]:
     """The logarithms of the softmax's weights, for those who look at attention; it forms the score
-    matrix. Where every score is −∞, so are they."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    matrix. Where every score is −∞, so are they. `mask` and `scale` are as of `attend`."""
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], -torch.inf)
     return log_normalised(scores if bias is None else scores + bias)
 
 
@@ -76,21 +80,6 @@ def attend(
     seen = (mask | blind)[:, None]
     out = F.scaled_dot_product_attention(q, k, v, seen, dropout_p=dropout, scale=scale)
     return out.masked_fill(blind[:, None], 0.0)
-
-
-def attention_weights(
-    q: Float[Tensor, "#batch heads queries dim_head"],
-    k: Float[Tensor, "batch heads points dim_head"],
-    mask: Bool[Tensor, "batch #queries points"] | None = None,
-    scale: float | None = None,
-) -> Float[Tensor, "batch heads queries points"]:
-    """The weights of `attend`, which add up to 1, or are 0 where a query may look at nothing."""
-    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-    if mask is None:
-        return scores.softmax(dim=-1)
-    hidden = ~mask[:, None]
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
-    return weights.masked_fill(hidden, 0.0)
 
 
 def score_bias(

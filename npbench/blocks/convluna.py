@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from npbench.attention import attend, attention_weights, join_heads, split_heads
-from npbench.blocks.tokens import Encoded
+from npbench.attention import attend, join_heads, split_heads
+from npbench.attention.kernels import attention_log_weights
+from npbench.blocks.tokens import Encoded, LookedAt
 from npbench.errors import InputError
 
 TemperatureOf = Literal["unit", "sqrt", "learn"]
@@ -241,8 +242,10 @@ class ConvLunaLayer(nn.Module):
         q, k, _ = self._pack_queries_keys(encoded)
         return q @ k.mT
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory filtered"]:
-        return attention_weights(*self._pack_queries_keys(encoded), scale=1.0)
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """See `MemoryLayer`; the keys are filtered ones."""
+        q, k, mask = self._pack_queries_keys(encoded)
+        return self.pack(encoded), attention_log_weights(q, k, mask=mask, scale=1.0)
 
     def _pack_queries_keys(self, encoded: Encoded) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries over T, filtered keys, and which of the keys are seen."""

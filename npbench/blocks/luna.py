@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from npbench.attention import attend, attention_weights, join_heads, split_heads
-from npbench.blocks.tokens import Encoded
+from npbench.attention import attend, join_heads, split_heads
+from npbench.attention.kernels import attention_log_weights
+from npbench.blocks.tokens import Encoded, LookedAt
 from npbench.errors import InputError
 
 
@@ -118,14 +119,14 @@ class LunaAttention(nn.Module):
         v = k if self.value is None else split_heads(self.value(packed), self.num_heads)
         return self.out(join_heads(attend(q, k, v, _of_keys(memory_mask), dropout=self._rate)))
 
-    def pack_weights(
+    def pack_log_weights(
         self,
         x: Float[Tensor, "batch length dim_model"],
         memory: Float[Tensor, "batch memory dim_model"],
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch heads memory length"]:
-        """How much the memory attends to each token."""
-        return attention_weights(*self._pack_queries_keys(x, memory), _of_keys(mask))
+        """The logarithm of how much the memory attends to each token."""
+        return attention_log_weights(*self._pack_queries_keys(x, memory), mask=_of_keys(mask))
 
     def unpack_weights(
         self,
@@ -134,7 +135,8 @@ class LunaAttention(nn.Module):
         memory_mask: Bool[Tensor, "batch memory"] | None = None,
     ) -> Float[Tensor, "batch heads length memory"]:
         """How much each token attends to what was packed."""
-        return attention_weights(*self._queries_keys(x, packed), _of_keys(memory_mask))
+        q, k = self._queries_keys(x, packed)
+        return attention_log_weights(q, k, mask=_of_keys(memory_mask)).exp()
 
     @property
     def _rate(self) -> float:
@@ -186,9 +188,11 @@ class LunaLayer(nn.Module):
             x = self.norm_feedforward(x + self._feed_forward(x))
         return Encoded(x, mask, memory, memory_mask)
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory length"]:
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """See `MemoryLayer`."""
         x, mask, memory, _ = encoded
-        return self.attention.pack_weights(*self._before(x, memory), mask)
+        seen = *self._before(x, memory), mask
+        return self.attention.pack(*seen), self.attention.pack_log_weights(*seen)
 
     def _before(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """What the attention sees."""

@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from npbench.attention import attention_weights
+from npbench.attention.kernels import attention_log_weights
 from npbench.blocks.layers import LayerConfig, TransformerLayer
-from npbench.blocks.tokens import Encoded
+from npbench.blocks.tokens import Encoded, LookedAt
 
 
 class TokenLayer(nn.Module):
@@ -65,8 +65,9 @@ class MemoryTokenLayer(nn.Module):
         memory, x = self.layer(rows, rows, mask).tensor_split([_size(encoded)], dim=1)
         return encoded._replace(x=x, memory=memory)
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory rows"]:
-        return weights_of_memory(self.layer, encoded)
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """See `MemoryLayer`; the keys are the memory, and the tokens behind it."""
+        return attention_looked_at(self.layer, encoded.memory, *memory_and_tokens(encoded))
 
 
 class BottleneckLayer(nn.Module):
@@ -91,8 +92,9 @@ class BottleneckLayer(nn.Module):
         memory = self.memory_layer(encoded.memory, rows, mask)
         return encoded._replace(x=self.token_layer(encoded.x, memory), memory=memory)
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory rows"]:
-        return weights_of_memory(self.memory_layer, encoded)
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """See `MemoryLayer`; the keys are the memory, and the tokens behind it."""
+        return attention_looked_at(self.memory_layer, encoded.memory, *memory_and_tokens(encoded))
 
 
 def memory_and_tokens(encoded: Encoded) -> tuple[Tensor, Tensor]:
@@ -102,13 +104,16 @@ def memory_and_tokens(encoded: Encoded) -> tuple[Tensor, Tensor]:
     return torch.cat([memory, x], dim=1), torch.cat([real, mask], dim=1)[:, None]
 
 
-def weights_of_memory(
-    layer: TransformerLayer, encoded: Encoded
-) -> Float[Tensor, "batch heads memory rows"]:
-    """How much the memory attends to each row of [p; x] in a layer."""
-    rows, mask = memory_and_tokens(encoded)
+def attention_looked_at(
+    layer: TransformerLayer,
+    memory: Float[Tensor, "batch memory dim_model"],
+    rows: Float[Tensor, "batch rows dim_model"],
+    mask: Bool[Tensor, "batch #memory rows"],
+) -> LookedAt:
+    """What a layer's attention brings a memory from rows, and the logarithm of its weights."""
     keys, _ = layer.attention.keys_values(rows)
-    return attention_weights(layer.attention.queries(encoded.memory), keys, mask)
+    log_weights = attention_log_weights(layer.attention.queries(memory), keys, mask=mask)
+    return layer.attention(memory, rows, mask), log_weights
 
 
 def _size(encoded: Encoded) -> int:

@@ -4,10 +4,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from npbench.attention import attention_weights
 from npbench.blocks.layers import LayerConfig, TransformerLayer
-from npbench.blocks.memory_transformer import memory_and_tokens
-from npbench.blocks.tokens import Encoded
+from npbench.blocks.memory_transformer import attention_looked_at, memory_and_tokens
+from npbench.blocks.tokens import Encoded, LookedAt
 
 
 class ReadingLayer(nn.Module):
@@ -57,10 +56,9 @@ class GatedWriter(nn.Module):
         g = self.gate(torch.cat([new, memory], dim=-1)).sigmoid()
         return self.norm(g * new + (1 - g) * memory + self.bias)
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory rows"]:
-        rows, mask = self._rows(encoded)
-        keys, _ = self.layer.attention.keys_values(rows)
-        return attention_weights(self.layer.attention.queries(encoded.memory), keys, mask)
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """See `MemoryLayer`; the keys are the memory, and the tokens behind it."""
+        return attention_looked_at(self.layer, encoded.memory, *self._rows(encoded))
 
     def _rows(self, encoded: Encoded) -> tuple[Tensor, Bool[Tensor, "batch memory rows"]]:
         """([p; x], which of them each slot sees)."""
@@ -77,8 +75,10 @@ def last_segments_together(
     """The same sequences, moved by whole segments so that all end in the last one.
 
     Which tokens share a segment depends on the sequence alone, and not on its batch: segments of
-    nothing but padding stand ahead.
+    nothing but padding stand ahead. A single segment is as long as its longest sequence.
     """
+    if tokens.shape[1] <= size:
+        return tokens, mask
     missing = -tokens.shape[1] % size
     tokens, mask = (torch.nn.functional.pad(z, (0, missing)) for z in (tokens, mask))
     length = mask.shape[1]

@@ -25,14 +25,18 @@ class Encoded(NamedTuple):
     memory_mask: Bool[Tensor, "batch memory"] | None = None
 
 
+LookedAt = tuple[Float[Tensor, "batch memory dim_model"], Float[Tensor, "batch heads memory keys"]]
+
+
 class MemoryLayer(Protocol):
     """A layer of an encoder whose tokens share a memory."""
 
     def __call__(self, encoded: Encoded) -> Encoded:
         """The tokens and the memory after the layer."""
 
-    def pack_weights(self, encoded: Encoded) -> Float[Tensor, "batch heads memory keys"]:
-        """How much each memory vector attends to each of its keys, which add up to 1."""
+    def looked_at(self, encoded: Encoded) -> LookedAt:
+        """What the memory's attention brings it, and the logarithm of its weights, which are −∞ at
+        padding: for those who look into a model."""
 
 
 class TokenEmbedding(nn.Module):

@@ -22,8 +22,9 @@ Measure what conditioning, querying, updating and a training step take as the co
   npbench profile --config configs/gp/cmanp.yaml --context-sizes 1e3,1e4,1e5
   npbench profile --config configs/gp/cmanp.yaml configs/gp/lbanp.yaml configs/gp/tnpd.yaml
 
-The context of an event model is its history, and the query is for the next event. The models are
-those of the configurations, untrained; fields of all can be set by --model.FIELD, as in
+The context of an event model is its history, and the query is for the next event; that of a
+classifier is a sequence of tokens, and it has the phases query and train. The models are those of
+the configurations, untrained; fields of all can be set by --model.FIELD, as in
 --model.model.context_chunk_size 1000, for training steps of constant memory."""
 
 

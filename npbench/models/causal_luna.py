@@ -13,7 +13,8 @@ from torch.distributions import Categorical
 from npbench.blocks.causal_luna import CausalLunaLayer, LunaSums
 from npbench.blocks.tokens import TokenEmbedding
 from npbench.errors import InputError
-from npbench.models.contracts.classifier import LayerMemory, SequenceClassifier
+from npbench.models.contracts.classifier import SequenceClassifier, view_of
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.process import State, records_arguments
 
 # How many tokens `condition` absorbs at a time.
@@ -177,12 +178,12 @@ class CausalLuna(SequenceClassifier):
     def _logits(self, tokens: Tensor, mask: Tensor) -> Float[Tensor, "batch classes"]:
         return self._logits_of(self.condition(tokens, mask))
 
-    def _memories(self, tokens: Tensor, mask: Tensor) -> Iterator[LayerMemory]:
+    def _memory_layers(self, tokens: Tensor, mask: Tensor) -> Iterator[MemoryView]:
         x, sums = self.embed(tokens, mask).x, self.condition(tokens[:, :0]).of_layers()
         for layer, nothing in zip(self._layers(), sums, strict=True):
             weights = layer.attention.pack_weights(x, self.memory, mask)
-            x, packed = layer(x, self.memory, mask, nothing)
-            yield LayerMemory(packed.packed(), weights)
+            x, new = layer(x, self.memory, mask, nothing)
+            yield view_of((new.packed(), weights.log()), new.packed())
 
     def _absorb(self, state: CausalLunaState, tokens: Tensor, mask: Tensor) -> CausalLunaState:
         for window in range(0, tokens.shape[1], _CONDITION_CHUNK):

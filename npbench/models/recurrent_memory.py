@@ -14,7 +14,8 @@ from npbench.blocks.memory_transformer import MemoryTokenLayer
 from npbench.blocks.segments import GatedWriter, ReadingLayer, last_segments_together
 from npbench.blocks.tokens import Encoded, MemoryLayer, TokenEmbedding
 from npbench.errors import InputError
-from npbench.models.contracts.classifier import LayerMemory, SequenceClassifier
+from npbench.models.contracts.classifier import SequenceClassifier, view_of
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.process import records_arguments
 
 
@@ -56,7 +57,7 @@ class _SegmentRecurrent(SequenceClassifier):
         """The memory after a segment."""
 
     @abstractmethod
-    def _memories_of_segment(self, encoded: Encoded) -> Iterator[LayerMemory]:
+    def _layers_of_segment(self, encoded: Encoded) -> Iterator[MemoryView]:
         """The memory of each layer in a segment."""
 
     def _logits(self, tokens: Tensor, mask: Tensor) -> Float[Tensor, "batch classes"]:
@@ -68,13 +69,13 @@ class _SegmentRecurrent(SequenceClassifier):
                 memory = self._absorbed(memory, tokens, mask)
         return self.head(memory.mean(dim=1))
 
-    def _memories(self, tokens: Tensor, mask: Tensor) -> Iterator[LayerMemory]:
+    def _memory_layers(self, tokens: Tensor, mask: Tensor) -> Iterator[MemoryView]:
         """Those of the last segment."""
         memory = self.memory.expand(len(tokens), -1, -1)
         *before, (tokens, mask) = self._segments(tokens, mask)
         for segment in before:
             memory = self._absorbed(memory, *segment)
-        yield from self._memories_of_segment(self.embed(tokens, mask)._replace(memory=memory))
+        yield from self._layers_of_segment(self.embed(tokens, mask)._replace(memory=memory))
 
     def _absorbed(
         self,
@@ -150,10 +151,10 @@ class RMT(_SegmentRecurrent):
             encoded = layer(encoded)
         return encoded.memory
 
-    def _memories_of_segment(self, encoded: Encoded) -> Iterator[LayerMemory]:
+    def _layers_of_segment(self, encoded: Encoded) -> Iterator[MemoryView]:
         for layer in cast(Iterable[MemoryLayer], self.layers):
-            weights, encoded = layer.pack_weights(encoded), layer(encoded)
-            yield LayerMemory(encoded.memory, weights)
+            looked_at, encoded = layer.looked_at(encoded), layer(encoded)
+            yield view_of(looked_at, encoded.memory)
 
 
 class Memformer(_SegmentRecurrent):
@@ -212,9 +213,9 @@ class Memformer(_SegmentRecurrent):
     def _after_segment(self, encoded: Encoded) -> Float[Tensor, "batch memory dim_model"]:
         return self.write(self._encoded(encoded))
 
-    def _memories_of_segment(self, encoded: Encoded) -> Iterator[LayerMemory]:
+    def _layers_of_segment(self, encoded: Encoded) -> Iterator[MemoryView]:
         encoded = self._encoded(encoded)
-        yield LayerMemory(self.write(encoded), self.write.pack_weights(encoded))
+        yield view_of(self.write.looked_at(encoded), self.write(encoded))
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         for layer in self.layers:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,28 +11,32 @@ from torch import Tensor
 from npbench.errors import InputError
 from npbench.events import EventSequences
 from npbench.likelihoods import NextEvent
-from npbench.models import EventModel, EventState, NeuralProcess, State
+from npbench.models import EventModel, EventState, NeuralProcess, SequenceClassifier, State
 from npbench.models.contracts.process import Marginals, evaluating, in_mode, unwatched
 from npbench.profiling.measurement import Measurement, is_out_of_memory, measure
+from npbench.sequences import TokenSequences
 from npbench.task import Task
 
-AnyState = TypeVar("AnyState", bound=State | EventState)
+AnyState = TypeVar("AnyState", bound=State | EventState | TokenSequences)
 
 PHASES = ("condition", "query", "update", "train")
+AnyModel = NeuralProcess | EventModel | SequenceClassifier
 
 
 class Phases(ABC, Generic[AnyState]):
     """What a model does with random data, one phase after another."""
 
-    model: NeuralProcess | EventModel
+    model: AnyModel
     device: torch.device
+    known: ClassVar[tuple[str, ...]] = PHASES
+    """The phases that such a model has."""
 
     @abstractmethod
     def condition(self) -> AnyState:
         """The state of the context."""
 
     @abstractmethod
-    def query(self) -> Marginals | NextEvent:
+    def query(self) -> Marginals | NextEvent | Tensor:
         """The predictions from `state`."""
 
     @abstractmethod
@@ -75,9 +79,10 @@ class Phases(ABC, Generic[AnyState]):
                     return measure(self.query, self.device, repeats)
                 return measure(self.update, self.device, max(repeats, 3))
 
-    def _gradients(self) -> tuple[Tensor, ...]:
+    def _gradients(self) -> tuple[Tensor | None, ...]:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        return torch.autograd.grad(self.loss(), parameters)
+        # What the last layer makes of a memory may not be read.
+        return torch.autograd.grad(self.loss(), parameters, allow_unused=True)
 
 
 class PointPhases(Phases[State]):
@@ -175,8 +180,45 @@ class EventPhases(Phases[EventState]):
         return self.model.loss(self.history)
 
 
+class SequencePhases(Phases[TokenSequences]):
+    """What a classifier does with a random sequence of tokens, which are all of its state.
+
+    Args:
+        model: on `device`.
+        length: number of tokens.
+        device: where the sequence is made.
+    """
+
+    model: SequenceClassifier
+    known = ("query", "train")
+
+    def __init__(
+        self, model: SequenceClassifier, length: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.model = model
+        self.device = torch.device(device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        options = {"device": self.device, "generator": generator}
+        self.sequences = TokenSequences(
+            torch.randint(model.vocab_size, (1, length), **options),
+            torch.zeros(1, dtype=torch.long, device=self.device),
+        )
+
+    def condition(self) -> TokenSequences:
+        return self.sequences
+
+    def query(self) -> Tensor:
+        return self.model(self.state.tokens, self.state.full_mask)
+
+    def update(self) -> TokenSequences:
+        return self.state
+
+    def loss(self) -> Tensor:
+        return self.model.loss(self.sequences)
+
+
 def profile(
-    model: NeuralProcess | EventModel,
+    model: AnyModel,
     context_sizes: Sequence[int],
     num_targets: int = 1000,
     phases: Sequence[str] = PHASES,
@@ -191,7 +233,8 @@ def profile(
     - train: the loss and its gradients, on context and targets.
 
     The context of an event model is a history of so many events. The model is queried for the next
-    event, updated by it, and trained to predict all of the history.
+    event, updated by it, and trained to predict all of the history. A classifier of sequences has
+    two phases: its logits for so many tokens (query), and train.
 
     The model, its gradients and torch's random state are left as they were.
 
@@ -221,20 +264,24 @@ def profile(
             if seconds * (num_context / size) ** 2 > time_limit:
                 continue
             measured = _measure_phase(model, phase, num_context, num_targets, device)
+            if measured is None:
+                continue
             before[phase] = num_context, measured.seconds or float("inf")
             yield {"num_context": num_context, "phase": phase} | vars(measured)
 
 
 def _measure_phase(
-    model: NeuralProcess | EventModel,
+    model: AnyModel,
     phase: str,
     num_context: int,
     num_targets: int,
     device: torch.device,
-) -> Measurement:
+) -> Measurement | None:
     phases: Phases
-    if isinstance(model, EventModel):
+    if isinstance(model, SequenceClassifier):
+        phases = SequencePhases(model, num_context, device)
+    elif isinstance(model, EventModel):
         phases = EventPhases(model, num_context, device)
     else:
         phases = PointPhases(model, num_context, num_targets, device=device)
-    return phases.measure(phase)
+    return phases.measure(phase) if phase in phases.known else None

@@ -114,6 +114,9 @@ class SequenceClassification(TrainingModule):
 
     def training_step(self, sequences: TokenSequences, batch_idx: int) -> Tensor:
         loss = self.model.loss(sequences)
+        if self.trainer.world_size > 1:
+            # DDP waits for a gradient of every weight, and nothing may read the last memory.
+            loss = loss + 0.0 * sum(weight.flatten()[0] for weight in self.model.parameters())
         self.log("train/loss", loss, prog_bar=True, batch_size=sequences.batch_size)
         return loss
 

@@ -23,6 +23,7 @@ from npbench.models import (
     SequenceClassifier,
     Transformer,
 )
+from npbench.models.contracts.memory import MemoryView
 from npbench.profiling import LiveTensors
 
 SIZES = {"dim_model": 16, "num_layers": 2, "num_heads": 2, "dim_feedforward": 24}
@@ -64,6 +65,11 @@ def small(name: str) -> SequenceClassifier:
             if parameter.ndim > 1:
                 parameter.mul_(2.0)
     return model
+
+
+def views(model: SequenceClassifier, tokens: Tensor) -> list[MemoryView]:
+    with torch.no_grad():
+        return model.memory_layers(TokenSequences(tokens, mask=tokens != 0))
 
 
 def tokens_of(batch: int, length: int) -> Tensor:
@@ -116,17 +122,13 @@ def test_an_empty_sequence_is_legal(name: str) -> None:
 
 
 @every_model
-def test_memories_are_one_a_layer_and_their_attention_adds_up_to_one(name: str) -> None:
-    model = small(name).train()
-    memories = model.memories(tokens_of(2, 11))
-    assert model.training
-    number = {"Transformer": 0, "Transformer-mean": 0, "Memformer": 1}.get(name, 2)
-    assert len(memories) == number
-    for vectors, weights in memories:
-        assert vectors.shape[0] == 2
-        assert vectors.shape[1] == weights.shape[2]
-        assert not vectors.requires_grad
-        total = weights.sum(dim=-1)
+def test_there_is_a_memory_in_each_layer_and_its_attention_adds_up_to_one(name: str) -> None:
+    layers = views(small(name), tokens_of(2, 11))
+    assert len(layers) == {"Transformer": 0, "Transformer-mean": 0, "Memformer": 1}.get(name, 2)
+    for view in layers:
+        assert view.packed.shape == view.latents.shape
+        assert view.log_weights.shape[::2] == view.latents.shape[:2]
+        total = view.log_weights.exp().sum(dim=-1)
         assert_close(total, torch.ones_like(total))
 
 
@@ -260,23 +262,20 @@ def test_the_memory_carries_the_first_segment_to_the_last(kind: type[SequenceCla
 
 def test_the_slots_of_memformer_do_not_mix() -> None:
     model, tokens = small("Memformer"), tokens_of(1, 4)
-    before = model.memories(tokens)[0]
     with torch.no_grad():
-        model.memory[0] += 1.0
         # Nor through the tokens, which see no other memory here.
         for layer in model.layers:
             layer.layer.attention.to_out.weight.zero_()
-        base = model.memories(tokens)[0]
+        (before,) = views(model, tokens)
         model.memory[0] += 1.0
-    after = model.memories(tokens)[0]
-    assert_close(after.vectors[:, 1:], base.vectors[:, 1:])
-    assert (after.vectors[:, 0] - base.vectors[:, 0]).abs().max() > 1e-3
-    assert before.vectors.shape == after.vectors.shape
+    (after,) = views(model, tokens)
+    assert_close(after.latents[:, 1:], before.latents[:, 1:])
+    assert (after.latents[:, 0] - before.latents[:, 0]).abs().max() > 1e-3
 
 
 def test_padding_behind_a_filter_is_hidden_from_the_memory() -> None:
     model = small("ConvLuna-stride")
     tokens = torch.cat([tokens_of(1, 9), torch.zeros(1, 20, dtype=torch.long)], dim=1)
-    weights = model.memories(tokens)[0].weights
+    weights = views(model, tokens)[0].log_weights.exp()
     # Windows of 3 at 0, 2, …, 8 hold real tokens.
     assert_close(weights[..., :5].sum(dim=-1), torch.ones_like(weights[..., 0]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npbench import EventSequences
-from npbench.models import CMHP, THP
+from npbench.models import CMHP, THP, Luna
 from npbench.profiling import PHASES, profile, profile_figure
 
 
@@ -113,3 +113,13 @@ def test_one_size_is_a_table() -> None:
     assert [texts[2], texts[5]] == ["CMHP", "THP"]
     assert all(re.fullmatch(r"[\d.]+ MiB, [\d.]+ m?s", texts[i]) for i in (3, 4, 6, 7))
     assert "10 points or events" in axis.get_title()
+
+
+def test_a_classifier_has_the_phases_query_and_train() -> None:
+    model = Luna(9, 3, dim_model=8, num_heads=2, num_layers=1, num_memory=2, dim_feedforward=8)
+    rows = list(profile(model, [10, 200]))
+    assert [(row["num_context"], row["phase"]) for row in rows] == [
+        (10, "query"), (10, "train"), (200, "query"), (200, "train")
+    ]  # fmt: skip
+    assert all(row["peak_bytes"] > 0 for row in rows)
+    assert all(parameter.grad is None for parameter in model.parameters())

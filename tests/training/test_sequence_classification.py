@@ -1,15 +1,20 @@
 """Classifiers of sequences are trained, tested, resumed and asked for predictions."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from test_cli import error_of
 
 from datamodules import ListOpsDataModule, TextClassificationDataModule
 from npbench import TokenSequences
+from npbench.callbacks import MemoryDegradation
 from npbench.cli import main
 from npbench.errors import InputError
 from npbench.metrics import SequenceMetrics
@@ -181,3 +186,53 @@ def test_the_inverse_square_root_rises_and_falls() -> None:
 def test_the_data_module_of_listops_offers_its_classes(tmp_path: Path) -> None:
     data = ListOpsDataModule(cache_dir=str(tmp_path))
     assert (data.vocab_size, data.classes) == (17, list("0123456789"))
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[torch.Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *_: object
+    ) -> None:
+        self.values.append(outputs["loss"].clone())
+
+
+def test_looking_at_the_memory_of_a_classifier_disturbs_nothing(tmp_path: Path) -> None:
+    sizes = {"num_train": 32, "num_val": 8, "num_test": 8, "batch_size": 4}
+    sizes["cache_dir"] = str(tmp_path / "cache")
+    losses = []
+    for callbacks in ([], [MemoryDegradation(num_tasks=3)]):
+        torch.manual_seed(0)
+        data = ListOpsDataModule(max_depth=4, min_length=5, max_length=40, **sizes)
+        module = SequenceClassification(ConvLuna(17, 10, dropout=0.1, **SIZES))
+        seen = Losses()
+        run = trainer(
+            tmp_path, max_steps=6, val_check_interval=3, callbacks=[seen, *callbacks],
+            logger=CSVLogger(tmp_path, name="", version=len(losses)),
+        )  # fmt: skip
+        run.fit(module, datamodule=data)
+        losses.append(torch.stack(seen.values))
+    assert torch.equal(*losses)
+    table = pd.read_csv(tmp_path / "version_1/degradation.csv")
+    assert table["step"].tolist() == [0, 3, 6]
+    assert table["cosine_latents"].between(-1, 1).all()
+    assert table["relative_entropy"].between(0, 1 + 1e-6).all()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_reads_not_all_of_its_memory(tmp_path: Path) -> None:
+    config = str(ROOT / "configs/listops/rmt-short.yaml")
+    arguments = ["fit", "--config", config, *FEW, "--model.model.segment_length", "16",
+                 "--model.model.num_gradient_segments", "1", "--trainer.max_steps", "3",
+                 "--trainer.devices", "2", "--trainer.strategy", "ddp",
+                 "--data.cache_dir", str(tmp_path / "cache"),
+                 "--trainer.default_root_dir", str(tmp_path)]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "-m", "npbench", *arguments],
+        cwd=ROOT, timeout=240, stdout=subprocess.DEVNULL, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    last = torch.load(tmp_path / "version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 3

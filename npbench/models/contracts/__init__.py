@@ -8,7 +8,7 @@ trained on; `state_files` keeps states in files, and a `ledger` which points the
 `memory` is what can be seen of a model's latents.
 """
 
-from npbench.models.contracts.classifier import LayerMemory, SequenceClassifier
+from npbench.models.contracts.classifier import SequenceClassifier
 from npbench.models.contracts.events import EventEvaluation, EventModel, EventState
 from npbench.models.contracts.memory import HasMemory, MemoryView
 from npbench.models.contracts.merging import ForgettingProcess, MergingProcess
@@ -30,7 +30,6 @@ __all__ = [
     "EventState",
     "ForgettingProcess",
     "HasMemory",
-    "LayerMemory",
     "Marginals",
     "MemoryView",
     "MergingProcess",

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,24 +11,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from npbench.blocks.tokens import Encoded, MemoryLayer, Readout, TokenEmbedding
+from npbench.blocks.tokens import Encoded, LookedAt, MemoryLayer, Readout, TokenEmbedding
 from npbench.errors import InputError
-from npbench.models.contracts.process import evaluating, one_line
+from npbench.models.contracts.memory import MemoryView
+from npbench.models.contracts.process import one_line
 from npbench.sequences import TokenSequences
-
-
-class LayerMemory(NamedTuple):
-    """The memory behind a layer, and how the layer's memory attended to what it packed."""
-
-    vectors: Float[Tensor, "batch memory dim_model"]
-    weights: Float[Tensor, "batch heads memory keys"]
-    """These add up to 1 over keys, or are 0 where all keys are padding."""
 
 
 class SequenceClassifier(nn.Module, ABC):
     """The class of a sequence of tokens: `model(tokens, mask)` gives logits.
 
-    A model implements `_logits` and `_memories`; the public methods check what they are given
+    A model implements `_logits` and `_memory_layers`; the public methods check what they are given
     first. Its `__init__` is decorated with `records_arguments`.
 
     Args:
@@ -61,10 +54,10 @@ class SequenceClassifier(nn.Module, ABC):
         """The logits of these sequences."""
 
     @abstractmethod
-    def _memories(
+    def _memory_layers(
         self, tokens: Int[Tensor, "batch length"], mask: Bool[Tensor, "batch length"]
-    ) -> Iterator[LayerMemory]:
-        """The memory of each layer; nothing where the model has none."""
+    ) -> Iterator[MemoryView]:
+        """The memory in each layer; nothing where the model has none."""
 
     def forward(
         self,
@@ -91,17 +84,13 @@ class SequenceClassifier(nn.Module, ABC):
         logits = self(sequences.tokens, sequences.full_mask)
         return F.cross_entropy(logits, self.checked_labels(sequences))
 
-    def memories(
-        self,
-        tokens: Int[Tensor, "batch length"] | np.ndarray,
-        mask: Bool[Tensor, "batch length"] | np.ndarray | None = None,
-    ) -> list[LayerMemory]:
-        """The memory behind each layer and its attention, in evaluation mode and without gradients.
+    def memory_layers(self, batch: TokenSequences) -> list[MemoryView]:
+        """The memory in each layer and its attention to the tokens; nothing of a model without one.
 
-        A model without a memory has none: []. Arguments and errors are as of `forward`.
+        Raises:
+            InputError: as `forward`.
         """
-        with evaluating(self):
-            return list(self._memories(*self._checked(tokens, mask)))
+        return list(self._memory_layers(*self._checked(batch.tokens, batch.full_mask)))
 
     def checked_labels(self, sequences: TokenSequences) -> Int[Tensor, "batch"]:
         """The labels of a batch.
@@ -216,13 +205,19 @@ class EncoderClassifier(SequenceClassifier):
     def _logits(self, tokens: Tensor, mask: Tensor) -> Float[Tensor, "batch classes"]:
         return self._classify(self._encoded(tokens, mask))
 
-    def _memories(self, tokens: Tensor, mask: Tensor) -> Iterator[LayerMemory]:
+    def _memory_layers(self, tokens: Tensor, mask: Tensor) -> Iterator[MemoryView]:
         encoded = self.embedded(tokens, mask)
         if not encoded.memory.shape[1]:
             return
         for layer in self._all_layers():
-            weights, encoded = layer.pack_weights(encoded), layer(encoded)
-            yield LayerMemory(encoded.memory, weights)
+            looked_at, encoded = layer.looked_at(encoded), layer(encoded)
+            yield view_of(looked_at, encoded.memory)
 
     def _all_layers(self) -> Iterator[MemoryLayer]:
         return chain(*[cast(Iterable[MemoryLayer], self.layers)] * self.num_repeats)
+
+
+def view_of(looked_at: LookedAt, latents: Float[Tensor, "batch memory dim_model"]) -> MemoryView:
+    """The view of a layer, from its `looked_at` and the memory that it hands on."""
+    packed, log_weights = looked_at
+    return MemoryView(packed, latents, log_weights)
