@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from npbench.blocks.tokens import Encoded, MemoryLayer, Readout, TokenEmbedding
 from npbench.errors import InputError
+from npbench.models.contracts.memory import MemoryView
 from npbench.models.contracts.process import evaluating, one_line
 from npbench.sequences import TokenSequences
 
@@ -102,6 +103,13 @@ class SequenceClassifier(nn.Module, ABC):
         """
         with evaluating(self):
             return list(self._memories(*self._checked(tokens, mask)))
+
+    def memory_layers(self, batch: TokenSequences) -> list[MemoryView]:
+        """The same of a batch, as `npbench.callbacks.MemoryDegradation` looks at it."""
+        return [
+            MemoryView(None, layer.vectors, layer.weights.log())
+            for layer in self.memories(batch.tokens, batch.full_mask)
+        ]
 
     def checked_labels(self, sequences: TokenSequences) -> Int[Tensor, "batch"]:
         """The labels of a batch.
