@@ -20,6 +20,7 @@ from datamodules.kernels import released_rbf
 from datamodules.loading import Part
 from npbench.blocks import Bottleneck, FeatureMap, PointFilter, PointGate, Temperature
 from npbench.models import CMANP
+from npbench.models.contracts import HasMemory
 from npbench.models.contracts.process import evaluating
 from npbench.optim import MuonAdam
 from npbench.profiling import MEASURES, degradation_of
@@ -80,7 +81,7 @@ def train(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def look(model: CMANP) -> list[dict[str, Any]]:
+def look(model: HasMemory) -> list[dict[str, Any]]:
     """The degradation on fixed tasks."""
     task = GPDataModule().evaluation_batch(range(64), Part.VALIDATE)
     with evaluating(model):

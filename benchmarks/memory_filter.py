@@ -3,6 +3,7 @@
     python -m benchmarks.memory_filter --list                     # all cells, and which are done
     python -m benchmarks.memory_filter --cells 'cmanp/steps/*'    # train those that are missing
     python -m benchmarks.memory_filter --tables docs/memory-filter.md   # write what is done
+    python -m benchmarks.memory_filter --look RUN/checkpoints/last.ckpt  # of any trained model
 
 Each cell trains one model with one seed on one thread and leaves one JSON file in `--out`; a cell
 whose file is there is not trained again, so that a study that was interrupted goes on. A study
@@ -19,10 +20,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 import torch
 
 from benchmarks import memory_cmanp, memory_listops
 from npbench.files import output_file
+from npbench.training import MetaRegression
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -53,8 +56,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("memory_filter"))
     parser.add_argument("--list", action="store_true", help="print the cells")
     parser.add_argument("--tables", type=Path, help="the document whose tables are written")
+    parser.add_argument("--look", type=Path, help="a checkpoint of regression, to be measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.look is not None:
+        module = MetaRegression.load_from_checkpoint(options.look, map_location="cpu")
+        print(pd.DataFrame(memory_cmanp.look(module.model)).round(3).to_string(index=False))
+        return
     if options.tables is not None:
         write_tables(options.tables, options.out)
         return

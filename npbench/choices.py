@@ -40,7 +40,7 @@ class Choice:
         """The object that a dictionary as of `described` is about; anything else as it is.
 
         Raises:
-            InputError: if the dictionary names no kind of this contract.
+            InputError: if the dictionary names no kind of this contract, or fields it has not.
         """
         if not isinstance(value, dict):
             return value
@@ -51,7 +51,10 @@ class Choice:
                 f"{named!r} is no {cls.__name__}; known: {', '.join(sorted(kinds))}, and what is "
                 f"imported of others"
             )
-        return kinds[named](**value.get("init_args", {}))
+        try:
+            return kinds[named](**value.get("init_args", {}))
+        except TypeError as error:
+            raise InputError(f"{named} cannot be made as it is described: {error}") from error
 
     @classmethod
     def _kinds(cls: type[Kind]) -> Iterator[type[Kind]]:

@@ -12,6 +12,9 @@ its points as a set, absorbs them in chunks, and merges with others exactly.
 | `Bottleneck` | keeps few directions of keys and values | few points in training |
 | `FeatureMap` | takes a trained kernel in place of the softmax's | scores that grow too sharp |
 
+`PointGate` and `FeatureMap` add to the scores: with gradients, the scores of the points that are
+absorbed at a time are then formed, latents × points; see `context_chunk_size` of `CMANP`.
+
 Yorsh, Holeňa, Bojar and Herel, *On Difficulties of Attention Factorization through Shared Memory*,
 ICLR 2024 Tiny Papers, filter sequences so, by convolutions along them; `CausalConvolution` in
 `npbench.blocks.convolution` is the one that a stream of events allows.

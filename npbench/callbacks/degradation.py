@@ -7,6 +7,7 @@ import lightning as L
 import pandas as pd
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from npbench.callbacks.recording import Onlooker, undisturbed
 from npbench.errors import InputError
@@ -27,10 +28,10 @@ _PANELS = (
 class MemoryDegradation(Onlooker):
     """Records, validation by validation, how alike the vectors of a model's memory are.
 
-    For models that see their data through latents: CMANP, LBANP, CMHP, LocatedCMANP and all that
-    have `memory_layers` (`npbench.models.contracts.HasMemory`). It looks at the first tasks of the
-    first batch of every validation, the sanity check before training too, and takes the measures of
-    `npbench.profiling.degradation` of each layer:
+    For models that see their data through latents: CMANP, LBANP, CMHP, LocatedCMANP, Luna and all
+    that have `memory_layers` (`npbench.models.contracts.HasMemory`). It looks at the first tasks of
+    the first batch of every validation, the sanity check before training too, and takes the
+    measures of `npbench.profiling.degradation` of each layer:
 
     - `degradation.csv` in the run's folder has a row for each step and layer;
     - `figures/degradation.png` and TensorBoard's `degradation` show them over training;
@@ -154,5 +155,10 @@ def degradation_figure(table: pd.DataFrame) -> Figure:
     axes[0].set_ylim(top=1.03)
     axes[1].set_ylim(bottom=0.0)
     axes[2].set_ylim(0.0, 1.03)
+    lines = [
+        Line2D([], [], color="grey", ls=style, marker="o", ms=3, mfc=fill, label=name)
+        for name, style, fill in (("packed", "-", "grey"), ("latents", "--", "none"))
+    ]
+    axes[0].legend(handles=lines, fontsize=8, frameon=False)
     axes[-1].legend(fontsize=8, frameon=False)
     return figure

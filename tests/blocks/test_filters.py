@@ -147,3 +147,5 @@ def test_a_filter_is_described_by_its_class_path_and_made_of_it_again() -> None:
     assert PointFilter.of(FILTERS[0]) is FILTERS[0]
     with pytest.raises(ValueError, match=r"'antigravity.geohash' is no PointFilter; known: npb"):
         PointFilter.of({"class_path": "antigravity.geohash"})
+    with pytest.raises(ValueError, match=r"PointGate cannot be made .* 'width'"):
+        PointFilter.of({"class_path": "npbench.blocks.PointGate", "init_args": {"width": 2}})

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from helpers import SIZES, assert_close, random_task, small, small_cmanp
 
-from npbench import EventSequences, Task
+from npbench import EventSequences, Task, models
 from npbench.blocks import CausalConvolution, FeatureMap, PointGate
 from npbench.models import CMHP, CNP
 from npbench.models.contracts import HasMemory, MemoryView
 from npbench.profiling import attention_entropy, cosine_similarity, degradation_of, effective_rank
+from npbench.sequences import TokenSequences
 
 WITH_MEMORY = {"CMANP", "CMANPAND", "LBANP", "LBANPND", "LocatedCMANP", "LocatedCMANPAND"}
 
@@ -116,6 +117,21 @@ def test_the_memory_of_a_history_is_that_of_its_state(
             _, values = block.attend_points.keys_values_of(points)
             out = block.attend_points.attention.join(layer.log_weights.exp() @ values)
             assert_close(out, layer.packed)
+
+
+@pytest.mark.parametrize("name", ["Luna", "ConvLuna", "MemoryTransformer", "RMT", "Transformer"])
+def test_classifiers_of_sequences_show_their_memory(name: str) -> None:
+    sizes = {"dim_model": 8, "num_layers": 2, "num_heads": 2, "dim_feedforward": 8}
+    if name != "Transformer":
+        sizes["num_memory"] = 3
+    model = getattr(models, name)(vocab_size=7, num_classes=2, **sizes).double().eval()
+    mask = torch.arange(9) < torch.tensor([[9], [5]])
+    rows = degradation_of(model.memory_layers(TokenSequences(torch.randint(7, (2, 9)), mask=mask)))
+    assert len(rows) == (0 if name == "Transformer" else 2)
+    for row in rows:
+        assert 1 <= row["rank_latents"] <= 3 + 1e-6
+        assert 0 < row["relative_entropy"] <= 1 + 1e-6
+        assert np.isnan(row["cosine_packed"])
 
 
 def test_the_rows_are_means_over_tasks_that_have_points() -> None:
