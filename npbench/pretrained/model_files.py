@@ -68,12 +68,12 @@ def load(source: str | os.PathLike, frozen: list[str] | None = None) -> NeuralPr
             regression that npbench knows or that is imported; or if a part is not the model's.
 
     Example:
-        >>> import npbench
+        >>> import numpy as np, npbench
         >>> model = npbench.load("gp-1d")
         >>> x = np.linspace(-1, 1, 20)[:, None]
         >>> with torch.no_grad():
         ...     state = model.condition(x, np.sin(3 * x))
-        ...     float(model.query(state, np.array([[0.5]])).mean.round(decimals=2))
+        ...     round(float(model.query(state, np.array([[0.5]])).mean), 2)
         1.0
     """
     path = find(source)
