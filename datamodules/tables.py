@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +19,7 @@ from npbench.scaling import Scaling
 from npbench.tables import PointTable
 from npbench.task import Task
 
+_HELD_OUT = Part.VALIDATE, Part.TEST
 # Names of prediction files that are not the data's.
 _RESERVED = "task", "target"
 # Rows of a global task, or of a figure, times its points: an order of all rows would take long.
@@ -37,8 +37,8 @@ class TableDataModule(TaskDataModule):
     Training never sees a row of theirs, and a task that is evaluated has its context and its
     targets in them.
 
-    Batches hold the table's own values; `scaling`, fitted on the training rows, says what numbers a
-    model makes of them. A row of which an output is missing is left out of all tasks.
+    Batches hold the table's own values; `scaling` says what numbers a model makes of them. A row of
+    which an output is missing is left out of all tasks.
 
     Training batch i on rank r is a function of (seed, r, i), and evaluation task i of
     (eval_seed, i).
@@ -92,7 +92,7 @@ class TableDataModule(TaskDataModule):
 
     def __init__(
         self,
-        path: str | list[str] | pd.DataFrame,
+        path: Any,  # a parser would take a file for the configuration of a data frame
         x: list[str],
         y: list[str],
         task: str | None = None,
@@ -197,10 +197,11 @@ class TableDataModule(TaskDataModule):
 
     @cached_property
     def scaling(self) -> Scaling:
-        """The units of the table, fitted on the training rows."""
-        train = self.parts[Part.TRAIN].rows
+        """The units of the table, fitted on the outputs of the training rows, and on all inputs: a
+        model must know where the rows lie that are held out."""
+        x = np.concatenate([self.parts[part].rows.x for part in (Part.TRAIN, *_HELD_OUT)])
         return Scaling.fit(
-            train.x, train.y, self.table.x, self.table.y, self.units, self.x_range,
+            x, self.parts[Part.TRAIN].rows.y, self.table.x, self.table.y, self.units, self.x_range,
             self.table.dates,
         )  # fmt: skip
 

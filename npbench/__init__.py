@@ -7,16 +7,29 @@ from npbench.lazy import lazy_names
 if TYPE_CHECKING:
     from npbench import errors
     from npbench.events import EventSequences
+    from npbench.interop.sklearn import NeuralProcessRegressor
+    from npbench.pretrained import load
     from npbench.sequences import TokenSequences
     from npbench.task import Bayes, Exact, Task
 
-__all__ = ["Bayes", "EventSequences", "Exact", "Task", "TokenSequences", "errors"]
+__all__ = [
+    "Bayes",
+    "EventSequences",
+    "Exact",
+    "NeuralProcessRegressor",
+    "Task",
+    "TokenSequences",
+    "errors",
+    "load",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "npbench": ["errors"],
         "npbench.events": ["EventSequences"],
+        "npbench.interop.sklearn": ["NeuralProcessRegressor"],
+        "npbench.pretrained": ["load"],
         "npbench.sequences": ["TokenSequences"],
         "npbench.task": ["Bayes", "Exact", "Task"],
     },

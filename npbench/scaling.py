@@ -186,7 +186,7 @@ class Scaling:
     def fit(
         cls,
         x: Real[np.ndarray, "rows num_x"],
-        y: Real[np.ndarray, "rows num_y"],
+        y: Real[np.ndarray, "rows_y num_y"],
         x_names: Sequence[str],
         y_names: Sequence[str],
         kinds: Mapping[str, str] | None = None,
@@ -197,7 +197,7 @@ class Scaling:
 
         Args:
             x: values of the inputs; NaN is missing.
-            y: values of the outputs.
+            y: values of the outputs, of the same rows or of others.
             x_names: names of the inputs.
             y_names: names of the outputs.
             kinds: the scalings of columns by name, such as {"hour": "circular(24)"}; by default

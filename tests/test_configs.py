@@ -49,6 +49,9 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
                           "--data.max_depth", "5", "--data.max_length", "60",
                           "--data.min_length", "30", "--data.cache_dir", str(cache),
                           "--data.eval_batch_size", "2"]  # fmt: skip
+    points = np.random.default_rng(0).normal(size=(400, 2)).cumsum(axis=0)
+    np.savetxt(folders["emnist"] / "table.csv", points, delimiter=",", header="x,y", comments="")
+    options["table"] = ["--data.path", str(folders["emnist"] / "table.csv"), *few]
     options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
     return options
 

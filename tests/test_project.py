@@ -35,7 +35,7 @@ LAYERS = [
     "lazy", "structure", "errors", "choices", "files", "point_files", "scaling", "task", "events",
     "sequences", "offers", "tables", "attention", "distributed", "blocks", "likelihoods", "models",
     "conditioning", "predictions", "metrics", "optim", "schedules", "colors", "profiling",
-    "training", "callbacks", "interop", "messages", "commands", "cli",
+    "training", "pretrained", "callbacks", "interop", "messages", "commands", "cli",
 ]  # fmt: skip
 # What data modules import from npbench: batches, tables and errors, and nothing that knows a model.
 FOR_DATA = {

@@ -1,13 +1,10 @@
 """Where the trainer's commands take their weights from: a checkpoint, or nothing."""
 
-from pathlib import Path
-
 from jsonargparse import Namespace
 
-from npbench.commands import checkpoints
 from npbench.errors import InputError
+from npbench.pretrained.model_files import content_of, find
 from npbench.training.base import TrainingModule
-from npbench.training.checkpoint_files import load_checkpoint
 
 # What `--ckpt_path` is where random weights are meant.
 _RANDOM = "none"
@@ -34,12 +31,15 @@ def check(command: str | None, options: Namespace) -> None:
 
 
 def load_weights(module: TrainingModule, path: str) -> None:
-    """Give a module the weights of a checkpoint, or of a run's best one, for a new run.
+    """Give a module the weights of a trained model for a new run.
+
+    Args:
+        module: a module that trains a model of the same kind and size.
+        path: a checkpoint, a run's folder, or the name of a model that comes with npbench.
 
     Raises:
         InputError: if there is no such checkpoint, or it is of another model.
     """
-    checkpoint = checkpoints.find(Path(path))
-    content = load_checkpoint(checkpoint)
+    content = dict(content_of(find(path)))
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])

@@ -121,7 +121,8 @@ class NPBenchCLI(TrainerCommands):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_argument(
             "--init_from", type=str | None, default=None, metavar="CKPT",
-            help="fit: begin a new run with the weights of a checkpoint, or of a run's best one",
+            help="fit: begin a new run with the weights of a checkpoint, of a run's best one, or "
+            "of a model that comes with npbench",
         )  # fmt: skip
 
     def before_instantiate_classes(self) -> None:

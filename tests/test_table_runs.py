@@ -1,0 +1,141 @@
+"""From a table to predictions in its own units, on the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import npbench
+from npbench.cli import main
+from npbench.models import FourierMomentNP
+from npbench.training import MetaRegression
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("as_a_user")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty days of readings, of which some outputs are missing."""
+    generator, days = np.random.default_rng(0), []
+    for day in range(20):
+        hour = np.sort(generator.uniform(0, 24, 20))
+        celsius = generator.normal(15, 5) + 4 * np.sin(2 * np.pi * (hour - 9) / 24)
+        days.append(pd.DataFrame({"day": f"2024-07-{day:02d}", "hour": hour, "celsius": celsius}))
+    frame = pd.concat(days, ignore_index=True)
+    frame.loc[::17, "celsius"] = np.nan
+    path = tmp_path_factory.mktemp("table") / "mine.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table: Path) -> Path:
+    """The folder of a run that has fine-tuned `gp-1d` on the table for two steps."""
+    root = table.parent / "runs"
+    words = ["--config", ROOT / "configs/table/finetune.yaml", "--data.path", table,
+             "--data.x", "[hour]", "--data.y", "[celsius]", "--data.task", "day",
+             "--data.num_val_tasks", "2", "--data.num_test_tasks", "4", "--data.batch_size", "2",
+             "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",
+             "--trainer.log_every_n_steps", "1", "--model.model.frozen", "[periodic]",
+             "--trainer.default_root_dir", root]  # fmt: skip
+    assert main(["fit", *map(str, words)]) is None
+    return root / "version_0"
+
+
+def command(name: str, run: Path, *options: str) -> None:
+    words = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt"]
+    assert main([name, *map(str, words), "--trainer.default_root_dir", str(run / name), *options])\
+        is None  # fmt: skip
+
+
+def test_a_fine_tuned_model_keeps_the_units_and_what_was_frozen(run: Path) -> None:
+    assert (run / "figures" / "step-000002.png").is_file()
+    model, before = npbench.load(run), npbench.load("gp-1d")
+    assert isinstance(model, FourierMomentNP)
+    assert model.columns == (["hour"], ["celsius"])
+    assert 10 < model.scaling.y[0].shift < 20
+    loaded = MetaRegression.load_from_checkpoint(run / "checkpoints/last.ckpt").model
+    assert loaded.scaling == model.scaling
+    changed = {
+        name.partition(".")[0]
+        for (name, a), b in zip(model.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert changed == {"heads"}
+
+
+def test_metrics_and_predictions_are_in_the_units(run: Path, table: Path) -> None:
+    command("test", run)
+    metrics = pd.read_csv(run / "test/version_0/metrics.csv")
+    # Of an error in standard deviations it would be below 1.
+    assert 0.3 < metrics["test/rmse"].item() < 15
+    command("predict", run, "--predictions.path", str(run / "predictions.csv"))
+    predictions = pd.read_csv(run / "predictions.csv")
+    names = ["day", "target", "hour", "celsius_mean", "celsius_std", "celsius"]
+    assert list(predictions) == names
+    whole = pd.read_csv(table)
+    merged = predictions.merge(whole, on=["day", "hour"], suffixes=("", "_there"))
+    assert len(merged) == len(predictions)
+    np.testing.assert_allclose(merged["celsius"], merged["celsius_there"])
+
+
+def test_a_state_answers_in_the_units_and_under_the_names_of_the_table(
+    run: Path, table: Path, tmp_path: Path
+) -> None:
+    frame = pd.read_csv(table).dropna().head(15)
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    few, state, out = (str(tmp_path / name) for name in ("few.csv", "state", "out.csv"))
+    assert main(["condition", "--ckpt", str(run), "--data", few, "--out", state]) is None
+    words = ["--state", state, "--targets", few, "--quantiles", "0.05,0.95", "--out", out]
+    assert main(["query", *words]) is None
+    answers = pd.read_csv(out)
+    kinds = ["mean", "std", "q0.05", "q0.95"]
+    assert list(answers) == [*frame, *(f"celsius_{kind}" for kind in kinds)]
+    model = npbench.load(run)
+    x, y = frame[["hour"]].to_numpy(), frame[["celsius"]].to_numpy()
+    with torch.no_grad():
+        expected = model.marginals(model.condition(x, y), x)
+    np.testing.assert_allclose(answers["celsius_mean"], expected.mean[0, :, 0], 1e-4)
+    np.testing.assert_allclose(answers["celsius_std"], expected.std[0, :, 0], 1e-3)
+    assert (answers["celsius_q0.05"] < answers["celsius_q0.95"]).all()
+
+
+def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "card.md").write_text("Fine-tuned for a test.")
+    words = ["export", run, "--out", tmp_path / "mine", "--card", tmp_path / "card.md"]
+    assert main(list(map(str, words))) is None
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {
+        "model.yaml", "model.safetensors", "README.md"}  # fmt: skip
+    first, second = npbench.load(run), npbench.load(tmp_path / "mine")
+    assert (first.scaling, first.columns) == (second.scaling, second.columns)
+    for a, b in zip(first.watch.ranges.tensors(), second.watch.ranges.tensors(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gp-9d is neither .* comes with npbench \(gp-1d"):
+        npbench.load("gp-9d")
+    with pytest.raises(ValueError, match=r"has no part decoder to freeze; its parts are heads, pe"):
+        npbench.load("gp-1d", frozen=["decoder"])
+    model = npbench.load("gp-1d")
+    from npbench.pretrained import export
+
+    cases = {
+        "format": ("model.yaml", "class_path: os.system", "describes no model that npbench has"),
+        "code": (
+            "model.yaml", "format: npbench-model\nclass_path: os.system\ninit_args: {}",
+            "names os.system, which is no class that it may choose",
+        ),
+        "yaml": ("model.yaml", "!!python/object/apply:os.system [ls]", "describes no model"),
+        "weights": ("model.safetensors", "no tensors", "is damaged"),
+    }  # fmt: skip
+    for name, (file, text, message) in cases.items():
+        export(model, tmp_path / name, "A card.")
+        (tmp_path / name / file).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            npbench.load(tmp_path / name)
