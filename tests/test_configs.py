@@ -13,7 +13,7 @@ from npbench.commands.sections import instantiate
 
 ROOT = Path(__file__).parents[1]
 # Those of the trainer are no experiments: tests/test_clusters.py.
-KERNELS = sorted((ROOT / "configs").glob("gp*/kernels/*.yaml"))
+KERNELS = sorted((ROOT / "configs").glob("*/kernels/*.yaml"))
 CONFIGS = sorted(
     set((ROOT / "configs").rglob("*.yaml"))
     - set((ROOT / "configs/trainer").iterdir())
@@ -43,7 +43,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
     options["sir"] = ["--data.size", "16", "--data.min_context", "8", "--data.max_context", "32",
                       "--data.num_targets", "64", *few]  # fmt: skip
-    options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
+    options["pretrained"] = options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
     cache = tmp_path_factory.mktemp("listops")
     options["listops"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4",
                           "--data.max_depth", "5", "--data.max_length", "60",

@@ -68,7 +68,7 @@ class ListOpsDataModule(TokenDataModule):
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Path | None = None,
         max_depth: int = 10,
         max_args: int = 10,
         operator_probability: float = 0.25,
@@ -81,7 +81,7 @@ class ListOpsDataModule(TokenDataModule):
         eval_batch_size: int = 32,
         seed: int = 0,
         eval_seed: int = 0,
-        cache_dir: str = "data/listops",
+        cache_dir: str | Path = "data/listops",
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, num_workers)

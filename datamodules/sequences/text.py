@@ -49,7 +49,7 @@ class TextClassificationDataModule(TokenDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         columns: tuple[str, str] = ("text", "label"),
         classes: list[str] | None = None,
         max_length: int = 4000,
