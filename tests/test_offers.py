@@ -12,6 +12,7 @@ from datamodules import (
     EventSequenceDataModule,
     GPDataModule,
     HawkesProcess,
+    ListOpsDataModule,
     SyntheticEventDataModule,
     TableDataModule,
 )
@@ -29,6 +30,7 @@ OFFERS_OF = {
         "OffersFigureSequences", "OffersIntervalStatistics", "OffersNamedPredictions",
         "OffersNumMarks", "OffersTimeName", "OffersVocabulary",
     },
+    "expressions": {"OffersClasses", "OffersNamedPredictions"},
 }  # fmt: skip
 
 
@@ -44,6 +46,7 @@ def data_modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, L.Lightn
         "table": TableDataModule(pd.DataFrame({"x": range(100), "y": range(100)}), ["x"], ["y"]),
         "synthetic": SyntheticEventDataModule(process, num_train=20, num_val=5, num_test=5),
         "files": EventSequenceDataModule(folder / "events.csv"),
+        "expressions": ListOpsDataModule(cache_dir=str(folder)),
     }
 
 
