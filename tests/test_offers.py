@@ -12,6 +12,8 @@ from datamodules import (
     EventSequenceDataModule,
     GPDataModule,
     HawkesProcess,
+    ListOpsDataModule,
+    SIRDataModule,
     SyntheticEventDataModule,
     TableDataModule,
 )
@@ -29,6 +31,8 @@ OFFERS_OF = {
         "OffersFigureSequences", "OffersIntervalStatistics", "OffersNamedPredictions",
         "OffersNumMarks", "OffersTimeName", "OffersVocabulary",
     },
+    "epidemics": {"OffersClassNames", "OffersFigureTask"},
+    "expressions": {"OffersClasses", "OffersNamedPredictions"},
 }  # fmt: skip
 
 
@@ -44,6 +48,8 @@ def data_modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, L.Lightn
         "table": TableDataModule(pd.DataFrame({"x": range(100), "y": range(100)}), ["x"], ["y"]),
         "synthetic": SyntheticEventDataModule(process, num_train=20, num_val=5, num_test=5),
         "files": EventSequenceDataModule(folder / "events.csv"),
+        "epidemics": SIRDataModule(size=8, min_context=2, max_context=4, num_targets=8),
+        "expressions": ListOpsDataModule(cache_dir=str(folder)),
     }
 
 

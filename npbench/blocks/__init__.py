@@ -6,7 +6,9 @@ from npbench.blocks.bayesian_regression import (
     InferredNoise,
     WeightPosterior,
 )
+from npbench.blocks.causal_luna import CausalLunaAttention, LunaSums
 from npbench.blocks.constant_memory import ConstantMemoryAttentionBlock
+from npbench.blocks.convluna import ConvLunaConfig, ConvLunaLayer, SequenceFilter
 from npbench.blocks.convolution import CausalConvolution
 from npbench.blocks.embeddings import EventEmbedding
 from npbench.blocks.filters import Bottleneck, FeatureMap, PointFilter, PointGate, Temperature
@@ -23,6 +25,7 @@ from npbench.blocks.layers import (
     SelfAttention,
     TransformerLayer,
 )
+from npbench.blocks.luna import LunaAttention, LunaConfig, LunaLayer
 from npbench.blocks.places import Places
 from npbench.blocks.scales import Scales
 from npbench.blocks.second_moments import SecondMoments
@@ -33,7 +36,10 @@ __all__ = [
     "BayesianHeads",
     "Bottleneck",
     "CausalConvolution",
+    "CausalLunaAttention",
     "ConstantMemoryAttentionBlock",
+    "ConvLunaConfig",
+    "ConvLunaLayer",
     "CrossAttention",
     "Decoder",
     "EventEmbedding",
@@ -44,6 +50,10 @@ __all__ = [
     "InferredNoise",
     "KernelRegressionBlock",
     "LayerConfig",
+    "LunaAttention",
+    "LunaConfig",
+    "LunaLayer",
+    "LunaSums",
     "Places",
     "PointFilter",
     "PointGate",
@@ -52,6 +62,7 @@ __all__ = [
     "Scales",
     "SecondMoments",
     "SelfAttention",
+    "SequenceFilter",
     "Temperature",
     "TransformerLayer",
     "WeightPosterior",

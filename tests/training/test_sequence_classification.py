@@ -14,7 +14,7 @@ from test_cli import error_of
 
 from datamodules import ListOpsDataModule, TextClassificationDataModule
 from npbench import TokenSequences
-from npbench.callbacks import MemoryDegradation
+from npbench.callbacks import MemoryDegradation, PredictionWriter
 from npbench.cli import main
 from npbench.errors import InputError
 from npbench.metrics import SequenceMetrics
@@ -130,6 +130,18 @@ def test_classes_keep_their_meaning_on_other_data(tmp_path: Path) -> None:
     other.classes = ["good", "bad"]
     trainer(tmp_path).test(module, datamodule=other, verbose=False)
     assert other.classes == ["bad", "good"]
+
+
+def test_predictions_of_texts_are_in_their_own_terms(tmp_path: Path) -> None:
+    module = SequenceClassification(Luna(257, 2, max_length=64, dim_classifier=8, **SIZES))
+    data = reviews(tmp_path / "a.csv", ("bad", "good"))
+    writer = PredictionWriter(str(tmp_path / "out.csv"))
+    trainer(tmp_path, callbacks=[writer]).predict(module, datamodule=data)
+    found = pd.read_csv(tmp_path / "out.csv")
+    expected = pd.read_csv(tmp_path / "a.csv").set_index("text")["label"]
+    assert (found.set_index("text")["label"] == expected[found["text"]]).all()
+    likelier = found["probability_good"] > found["probability_bad"]
+    assert (found["prediction"] == likelier.map({True: "good", False: "bad"})).all()
 
 
 @pytest.mark.parametrize(
