@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from npbench.attention import MultiheadAttention
@@ -54,10 +54,13 @@ class LocatedAttention(MultiheadAttention):
         a: At,
         context: Float[Tensor, "batch keys dim_model"],
         b: At,
+        mask: Bool[Tensor, "batch keys"] | None = None,
     ) -> Float[Tensor, "batch queries dim_model"]:
         k, v = self.keys_values(context)
         k, v = b.rotation.turn(torch.cat([k, v], dim=1)).chunk(2, dim=1)
         q, bias = a.rotation.turn(self.queries(x)), self.bias(a.x, b.x)
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None, :], -torch.inf)
         if bias.requires_grad:
             # The fused kernel has no gradient of a bias.
             scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
@@ -69,21 +72,24 @@ class LocatedAttention(MultiheadAttention):
 
 
 class LocatedSelfAttention(PreNorm):
-    r"""$x + \mathrm{Attn}(\mathrm{LN}(x) \to \mathrm{LN}(x))$ among latents at their places."""
+    r"""$x + \mathrm{Attn}(\mathrm{LN}(x) \to \mathrm{LN}(x))$ among tokens where they are."""
 
     def __init__(self, config: LayerConfig, lengths: Sequence[float]) -> None:
         super().__init__(config)
         self.attention = LocatedAttention(config.dim_model, lengths)
 
     def forward(
-        self, x: Float[Tensor, "batch places dim_model"], at: At
-    ) -> Float[Tensor, "batch places dim_model"]:
+        self,
+        x: Float[Tensor, "batch tokens dim_model"],
+        at: At,
+        mask: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim_model"]:
         residual, h = self.normalise(x)
-        return residual + self.attention(h, at, h, at)
+        return residual + self.attention(h, at, h, at, mask)
 
 
 class LocatedMix(nn.Module):
-    r"""FF, then K × (self-attention, FF): latents learn of each other."""
+    r"""FF, then K × (self-attention, FF): latents, or targets, learn of each other."""
 
     def __init__(self, config: LayerConfig, lengths: Sequence[float], num_layers: int) -> None:
         super().__init__()
@@ -93,12 +99,15 @@ class LocatedMix(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "batch places dim_model"], at: At
-    ) -> Float[Tensor, "batch places dim_model"]:
+        self,
+        x: Float[Tensor, "batch tokens dim_model"],
+        at: At,
+        mask: Bool[Tensor, "batch tokens"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim_model"]:
         first, *others = self.feedforward
         x = first(x)
         for attend, feedforward in zip(self.attend, others):
-            x = feedforward(attend(x, at))
+            x = feedforward(attend(x, at, mask))
         return x
 
 

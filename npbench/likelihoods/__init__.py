@@ -8,6 +8,7 @@ from npbench.likelihoods.gaussian import (
     equal_mixture,
     independent_normal,
 )
+from npbench.likelihoods.located import LocatedJointGaussian
 from npbench.likelihoods.mixture import MixtureCorrection, NormalMixture
 from npbench.likelihoods.next_event import NextEvent, NextEventHead
 from npbench.likelihoods.units import in_units
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianHead",
     "JointGaussian",
     "Likelihood",
+    "LocatedJointGaussian",
     "MixtureCorrection",
     "NextEvent",
     "NextEventHead",

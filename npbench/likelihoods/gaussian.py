@@ -153,8 +153,18 @@ class JointGaussian(nn.Module):
             h = layer(h, h, attention_mask)
         mean, factor = self.mean(encoding).flatten(1), self.project(h)
         raw = self.diagonal(h).flatten(1) if self.covariance == "lowrank" else None
-        with torch.autocast(encoding.device.type, enabled=False):
-            dtype = torch.promote_types(encoding.dtype, torch.float32)
+        return self._distribution(mean, factor, raw, mask)
+
+    def _distribution(
+        self,
+        mean: Float[Tensor, "batch values"],
+        factor: Float[Tensor, "batch target columns"],
+        raw: Float[Tensor, "batch values"] | None,
+        mask: Bool[Tensor, "batch target"] | None,
+    ) -> MultivariateNormal | LowRankMultivariateNormal:
+        """That of μ, P and the logarithm of the diagonal."""
+        with torch.autocast(mean.device.type, enabled=False):
+            dtype = torch.promote_types(mean.dtype, torch.float32)
             mean = mean.to(dtype)
             factor = factor.to(dtype).reshape(*mean.shape, self.dim_projection)
             if mask is not None:

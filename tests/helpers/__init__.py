@@ -49,7 +49,7 @@ SIZES = {
     "CMANP": _BLOCKS,
     "CMANPAND": _BLOCKS | _JOINT | {"block_size": 2},
     "LocatedCMANP": _LOCATED,
-    "LocatedCMANPAND": _LOCATED | _JOINT | {"block_size": 2},
+    "LocatedCMANPAND": _LOCATED | {"block_size": 2, "dim_projection": 4},
     "LBANP": _LAYERS | {"num_latents": 5},
     "LBANPND": _LAYERS | _JOINT | {"num_latents": 5},
     "EQTNP": _LAYERS,

@@ -3,12 +3,14 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
 from helpers import (
+    SIZES,
     assert_close,
     assert_same_prediction,
     assert_same_record,
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from npbench import Task
 from npbench.blocks import Places, Scales
-from npbench.models import LocatedCMANP, LocatedState
+from npbench.models import LocatedCMANP, LocatedCMANPAND, LocatedState
 from npbench.models.contracts.points import Points
 from npbench.optim import MuonAdam
 from npbench.profiling import LiveTensors
@@ -444,3 +446,15 @@ def test_many_places_learn_of_each_other_in_windows_unless_told_otherwise() -> N
 def test_windows_that_cannot_be_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         located(**options)
+
+
+def test_a_joint_model_moves_to_another_range_and_to_a_wider_one() -> None:
+    sizes = SIZES["LocatedCMANPAND"] | {"places": Places(-2.0, 2.0, number=9)}
+    model = LocatedCMANPAND(1, 1, **sizes).double().eval()
+    task = Task(*(torch.randn(2, n, 1, dtype=torch.float64) for n in (6, 6, 5, 5)))
+    there = replace(task, xc=task.xc + 10, xt=task.xt + 10)
+    moved = model.on(8.0, 12.0).log_likelihood(there)
+    assert_close(moved, model.log_likelihood(task), 1e-9)
+    wide = model.on(-6.0, 6.0, window=4.0)
+    assert wide.windows is not None
+    assert wide.log_likelihood(task).isfinite().all()
