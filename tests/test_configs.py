@@ -51,6 +51,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
                           "--data.eval_batch_size", "2"]  # fmt: skip
     points = np.random.default_rng(0).normal(size=(400, 2)).cumsum(axis=0)
     np.savetxt(folders["emnist"] / "table.csv", points, delimiter=",", header="x,y", comments="")
+    options["pretrained"] = ["--data.max_num_points", "60", *few]
     options["table"] = ["--data.path", str(folders["emnist"] / "table.csv"), *few]
     options["hawkes"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4"]
     return options
