@@ -43,7 +43,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]
     options["stackoverflow"] = ["--data.path", str(badges), "--data.val_share", "0.4"]
     options["sir"] = ["--data.size", "16", "--data.min_context", "8", "--data.max_context", "32",
                       "--data.num_targets", "64", *few]  # fmt: skip
-    options["pretrained"] = options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
+    options["gp2d"] = ["--data.num_targets", "16", "--data.max_num_points", "40", *few]
+    options["pretrained"] = options["gp2d"]
     cache = tmp_path_factory.mktemp("listops")
     options["listops"] = ["--data.num_train", "8", "--data.num_val", "4", "--data.num_test", "4",
                           "--data.max_depth", "5", "--data.max_length", "60",
