@@ -15,7 +15,7 @@ usage: npbench COMMAND [--help] [options]
 Train, measure and use constant-memory neural processes.
 
   npbench fit --config configs/gp/cmanp-small.yaml
-  npbench fit --config configs/gp/cmanp-small.yaml --trainer.max_steps 500
+  npbench fit --config npbench:gp/cmanp-small --trainer.max_steps 500   (where there is no checkout)
   npbench test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench predict --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
   npbench compare RUN RUN
@@ -42,12 +42,16 @@ def main(args: Sequence[str] | None = None) -> None:
     # Class paths may name modules of the working folder; those that are installed come first.
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)
-    command, *rest = (sys.argv[1:] if args is None else args) or [""]
+    args = sys.argv[1:] if args is None else args
+    command, *rest = args or [""]
     if command in ("-h", "--help"):
         listed = (f"  {name:17}{command.summary}" for name, command in COMMANDS.items())
         print(_HELP.format(commands="\n".join(listed)), end="")
         raise SystemExit(0)
     try:
+        if any("npbench:" in argument for argument in args):
+            args = import_module("npbench.commands.packaged").with_packaged(args)
+            rest = list(args[1:])
         if command in COMMANDS:
             run = import_module(f"npbench.commands.{COMMANDS[command].module}").run
             # Lightning takes the arguments with the command before them.
