@@ -5,5 +5,4 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["npbench*", "datamodules*"]), "npbench.configs"],
     package_dir={"npbench.configs": "configs"},
-    package_data={"npbench.configs": ["**/*.yaml", "**/*.sbatch"]},
 )
