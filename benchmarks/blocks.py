@@ -1,6 +1,6 @@
 """What block size and latents buy: figure 4 of CMANP's paper, in small and on an easy process.
 
-    python -m benchmarks.blocks                       # 10 minutes on one core
+    python -m benchmarks.blocks                       # 4 minutes on one core
     python -m benchmarks.blocks --steps 100           # too short to learn much
 
 One CMANP-AND is trained and then evaluated with several block sizes b_Q; and a CMANP is trained for
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--test_tasks", type=int, default=640)
     parser.add_argument("--figure", type=Path, default=Path("docs/blocks.png"))
     options = parser.parse_args()
