@@ -1,7 +1,7 @@
 """The cells of `benchmarks.memory_filter` of classifiers of short ListOps expressions.
 
-Models, data and training are those of `configs/listops/*-short.yaml`: width 64, 2 layers, Adam at
-1e-3 with a cosine decay. A cell is a model, its number of memory vectors and a seed. Degradation is
+Models, data and training are those of `configs/listops/*-short.yaml`: width 64, 2 layers, MuonAdam
+with a linear decay. A cell is a model, its number of memory vectors and a seed. Degradation is
 measured on 64 fixed validation expressions, after parts of the run.
 """
 
@@ -26,6 +26,7 @@ from npbench.models import (
     Transformer,
 )
 from npbench.models.contracts.process import evaluating
+from npbench.optim import MuonAdam
 from npbench.profiling import MEASURES, degradation_of
 
 _SIZES = {"dim_model": 64, "num_layers": 2, "num_heads": 4, "dim_feedforward": 128}
@@ -39,7 +40,7 @@ MODELS: dict[str, Callable[[int], SequenceClassifier]] = {
     "ConvLuna": lambda m: ConvLuna(17, 10, num_memory=m, **_CONV),
 }
 _MEMORIES = (1, 4, 16, 64)
-_WARMUP = 100
+_WARMUP = 50
 # Parts of a run after which the memory is looked at.
 _LOOKS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -63,7 +64,8 @@ def train(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     name, number, seed = cell.split("/")
     torch.manual_seed(int(seed))
     model = MODELS[name.replace("_", " ")](int(number))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = MuonAdam(model.parameters(), lr=0.01, adam_lr=1e-3)
+    rates = [group["lr"] for group in optimizer.param_groups]
     data = data_of(str(options.out / "expressions"))
     looks, due, losses, start = [], list(_LOOKS), [], time.process_time()
     for step in range(options.steps + 1):
@@ -72,8 +74,8 @@ def train(cell: str, options: argparse.Namespace) -> dict[str, Any]:
             looks.append({"step": step, "progress": due.pop(0), "layers": look(model, data)})
         if step == options.steps:
             break
-        rate = min(1.0, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * progress)) / 2
-        optimizer.param_groups[0]["lr"] = 1e-3 * rate
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * min((step + 1) / _WARMUP, 1.0) * (1 - progress)
         optimizer.zero_grad()
         # A seed has its own order of the expressions.
         loss = model.loss(data.training_batch(step + 625 * int(seed)))

@@ -1,7 +1,7 @@
 """What the data modules of token sequences share: labelled sequences, and batches of them."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,25 +25,26 @@ class LabelledSequences:
     Args:
         tokens: ids of all tokens.
         starts: index of the first token of each sequence, and behind the last token.
-        labels: class of each sequence.
+        labels: class of each sequence; None where it is not known.
     """
 
     tokens: Integer[np.ndarray, "tokens"]
     starts: Int64[np.ndarray, "sequences_1"]
-    labels: Int64[np.ndarray, "sequences"]
+    labels: Int64[np.ndarray, "sequences"] | None
 
     @classmethod
     def of(
-        cls, sequences: Iterable[Integer[np.ndarray, "_"]], labels: Iterable[int]
+        cls, sequences: Iterable[Integer[np.ndarray, "_"]], labels: Sequence[int] | None
     ) -> "LabelledSequences":
         """These sequences."""
         parts = list(sequences)
         lengths = np.array([len(part) for part in parts], np.int64)
         tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-        return cls(tokens, starts_of(lengths), np.array(list(labels), np.int64))
+        known = None if labels is None else np.array(labels, np.int64)
+        return cls(tokens, starts_of(lengths), known)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> Integer[np.ndarray, "length"]:
         """The tokens of a sequence."""
@@ -62,7 +63,8 @@ class LabelledSequences:
         """The first ones of them."""
         number = min(number, len(self))
         starts = self.starts[: number + 1]
-        return LabelledSequences(self.tokens[: starts[-1]], starts, self.labels[:number])
+        labels = None if self.labels is None else self.labels[:number]
+        return LabelledSequences(self.tokens[: starts[-1]], starts, labels)
 
     def batch(self, rows: Int64[np.ndarray, "batch"]) -> TokenSequences:
         """The batch of these sequences, padded to the longest one."""
@@ -71,8 +73,8 @@ class LabelledSequences:
         mask = index < stop
         tokens = self.tokens[np.minimum(index, len(self.tokens) - 1)].astype(np.int64)
         tokens = np.where(mask, tokens, PADDING)
-        labels, *rest = (torch.from_numpy(z) for z in (self.labels[rows], tokens, mask))
-        return TokenSequences(rest[0], labels, rest[1])
+        labels = None if self.labels is None else torch.from_numpy(self.labels[rows])
+        return TokenSequences(torch.from_numpy(tokens), labels, torch.from_numpy(mask))
 
 
 class TokenDataModule(PassDataModule):
@@ -99,17 +101,19 @@ class TokenDataModule(PassDataModule):
 
     @abstractmethod
     def _make_parts(self) -> dict[Part, LabelledSequences]:
-        """The sequences for training, validation and testing."""
+        """The sequences of each part; those for prediction only if they are none of the test."""
 
     @abstractmethod
     def text_of(self, tokens: Integer[np.ndarray, "length"]) -> str:
         """A sequence as text."""
 
     def rows(self, part: Part) -> LabelledSequences:
-        """The sequences of a part; `Part.PREDICT` has those of the test."""
+        """The sequences of a part; `Part.PREDICT` has those of the test, unless it has its own."""
         if not self._parts:
             self._parts = self._make_parts()
-        return self._parts[Part.TEST if part == Part.PREDICT else part]
+        if part == Part.PREDICT:
+            return self._parts.get(part, self._parts[Part.TEST])
+        return self._parts[part]
 
     def named_predictions(self, table: pa.Table) -> pa.Table:
         """The predictions with the text in place of its tokens, and classes by their names."""

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, Integer
 
 from datamodules.sequences.base import LabelledSequences
+from npbench.errors import InputError
 
 # Ids: 0 is padding, 1 what is unknown, then the digits, the operators, and the end of an operator.
 UNKNOWN, DIGIT, OPERATOR, CLOSE = 1, 2, 12, 16
@@ -127,6 +128,8 @@ def floors(
         test: expressions to guess.
         depths: of the operators that are known.
     """
+    if train.labels is None or test.labels is None:
+        raise InputError("floors take expressions whose values are known")
     majority = _most_frequent(train.labels)
     roots, guesses = test.tokens[test.starts[:-1]], np.full(len(test), majority)
     of_train = train.tokens[train.starts[:-1]]

@@ -8,7 +8,7 @@ from jaxtyping import Integer
 from datamodules.loading import Part, at_least_one
 from datamodules.seeding import uniform_hash
 from datamodules.sequences.base import LabelledSequences, TokenDataModule
-from datamodules.sequences.text_files import LabelledText, load_texts
+from datamodules.sequences.text_files import LabelledText, load_texts, load_unlabelled
 from npbench.errors import InputError
 
 
@@ -36,6 +36,8 @@ class TextClassificationDataModule(TokenDataModule):
         batch_size: texts a training step, on each rank.
         eval_batch_size: texts an evaluation step; it changes no result.
         seed: seed of the order of the training texts.
+        predict_path: texts to predict, without labels: a table with a column of texts, or a folder
+            in which each file is one. By default `predict` takes the test texts.
         num_workers: processes that make batches; 0 makes them in the training process.
 
     Source: Maas et al., *Learning Word Vectors for Sentiment Analysis*, ACL 2011, for the reviews;
@@ -58,6 +60,7 @@ class TextClassificationDataModule(TokenDataModule):
         batch_size: int = 32,
         eval_batch_size: int = 32,
         seed: int = 0,
+        predict_path: str | Path | None = None,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed, num_workers)
@@ -71,6 +74,7 @@ class TextClassificationDataModule(TokenDataModule):
         self.max_length = max_length
         self.val_share = val_share
         self.test_share = test_share
+        self.predict_path = predict_path
         self._texts: dict[Part, list[LabelledText]] = {}
 
     @property
@@ -122,7 +126,11 @@ class TextClassificationDataModule(TokenDataModule):
                         f"training, {', '.join(self.classes)}"
                     )
             tokens = (self._tokens(text.text) for text in texts)
-            parts[part] = LabelledSequences.of(tokens, (index[text.label] for text in texts))
+            parts[part] = LabelledSequences.of(tokens, [index[text.label] for text in texts])
+        if self.predict_path is not None:
+            texts = load_unlabelled(Path(self.predict_path), self.columns[0])
+            tokens = (self._tokens(text.text) for text in texts)
+            parts[Part.PREDICT] = LabelledSequences.of(tokens, None)
         return parts
 
     def _tokens(self, text: bytes) -> Integer[np.ndarray, "length"]:

@@ -64,6 +64,25 @@ def load_texts(
     }
 
 
+def load_unlabelled(path: Path, column: str) -> list[LabelledText]:
+    """The texts of a table, or of a folder in which each file is one; their label is "".
+
+    Raises:
+        InputError: if there is nothing, or a text is empty; names the file and the line.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        texts = [_checked(file.read_bytes(), "", str(file)) for file in files]
+    elif path.is_file():
+        rows = _rows_of(path, (column,))
+        texts = [_checked(text.encode(), "", where) for (text,), where in rows]
+    else:
+        raise InputError(f"there is no {path}; give a folder of texts, or a table")
+    if not texts:
+        raise InputError(f"{path} has no texts")
+    return texts
+
+
 def _part_in(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The table or folder of a part."""
     candidates = [folder / f"{name}{suffix}" for name in names for suffix in ("", *TABLES)]
@@ -84,10 +103,7 @@ def _of_folder(folder: Path, classes: list[str] | None) -> Iterator[LabelledText
 def _of_table(
     path: Path, columns: tuple[str, str], classes: list[str] | None
 ) -> Iterator[LabelledText]:
-    if path.suffix not in TABLES:
-        raise InputError(f"{path} is no table that can be read; give {', '.join(TABLES)}")
-    rows = _of_parquet(path, columns) if path.suffix == ".parquet" else _of_csv(path, columns)
-    for text, label, where in rows:
+    for (text, label), where in _rows_of(path, columns):
         if not label:
             raise InputError(f"{where}: there is no {columns[1]}")
         if classes is not None and label not in classes:
@@ -97,13 +113,20 @@ def _of_table(
         yield _checked(text.encode(), label, where)
 
 
-def _of_csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, str, str]]:
+def _rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
+    """What stands in these columns of each row of a table, and where."""
+    if path.suffix not in TABLES:
+        raise InputError(f"{path} is no table that can be read; give {', '.join(TABLES)}")
+    return _of_parquet(path, columns) if path.suffix == ".parquet" else _of_csv(path, columns)
+
+
+def _of_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         try:
             header = next(rows, [])
             _check_columns(path, header, columns)
-            first, second = (header.index(name) for name in columns)
+            indices = [header.index(name) for name in columns]
             line = rows.line_num + 1
             for row in rows:
                 if row:
@@ -112,24 +135,24 @@ def _of_csv(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, str, st
                             f"{path}, line {line}: there are {len(row)} columns, and the header "
                             f"has {len(header)}"
                         )
-                    yield row[first], row[second], f"{path}, line {line}"
+                    yield [row[index] for index in indices], f"{path}, line {line}"
                 line = rows.line_num + 1
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}, line {rows.line_num + 1}: {error}") from error
 
 
-def _of_parquet(path: Path, columns: tuple[str, str]) -> Iterator[tuple[str, str, str]]:
+def _of_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[list[str], str]]:
     try:
         table = pyarrow.parquet.read_table(path)
     except pa.ArrowException as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     _check_columns(path, table.column_names, columns)
-    texts, labels = (table[name].to_pylist() for name in columns)
-    for row, (text, label) in enumerate(zip(texts, labels), start=1):
-        yield text or "", "" if label is None else str(label), f"{path}, row {row}"
+    values = zip(*(table[name].to_pylist() for name in columns))
+    for row, found in enumerate(values, start=1):
+        yield ["" if value is None else str(value) for value in found], f"{path}, row {row}"
 
 
-def _check_columns(path: Path, header: list[str], columns: tuple[str, str]) -> None:
+def _check_columns(path: Path, header: list[str], columns: tuple[str, ...]) -> None:
     for name in columns:
         if name not in header:
             raise InputError(

@@ -30,8 +30,8 @@ class SequenceFilter:
         pool: take the maximum of each window in place of a convolution; nothing is padded.
         clear_padding: set keys and values of padding to 0 before the filter, so that what stands
             there reaches no real token.
-        mask_windows: hide windows of padding alone from the memory. The released code hides nothing
-            once a filter has changed the length.
+        mask_windows: hide windows that reach into padding, so that a sequence does not depend on
+            its batch. The released code hides nothing once a filter has changed the length.
     """
 
     kernel: int = 4
@@ -150,7 +150,7 @@ class ConvolutionFilter(nn.Module):
             return None
         if mask.shape[1] < self.filter.kernel:
             return mask[:, :0]
-        return mask.unfold(1, self.filter.kernel, self.filter.stride).any(dim=-1)
+        return mask.unfold(1, self.filter.kernel, self.filter.stride).all(dim=-1)
 
 
 class _Projections(nn.Module):

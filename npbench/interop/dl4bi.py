@@ -4,7 +4,6 @@ Source: the authors' package dl4bi, in which scan attention is BSATNP (once Scan
 others are BTNP (once TNPKR).
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from npbench.attention.bias_spec import Bias
 from npbench.errors import InputError
+from npbench.interop.weights import as_tensors, put, renamed
 from npbench.models import TNPKR
 
 _MODELS = ("BSATNP", "BTNP", "ScanTNPKR", "TNPKR")
@@ -77,23 +77,10 @@ def load(
         InputError: on arguments that our model does not have, and on weights that are missing, left
             over or of another shape.
     """
-    theirs = {name.removeprefix("w/"): _tensor(weight) for name, weight in weights.items()}
+    theirs = as_tensors(weights)
     model = TNPKR(**_arguments(hparams, theirs, dict(columns or {})))
     ours = _renamed(theirs, list(_biases(hparams)), model.attention)
-    expected = model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in ours]
-    problems += [f"{name} is left over" for name in ours if name not in expected]
-    problems += [
-        f"{name} is {list(ours[name].shape)}, not {list(expected[name].shape)}"
-        for name in expected
-        if name in ours and ours[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise InputError(
-            f"these weights are none of these hyper-parameters: {'; '.join(problems[:3])}{more}"
-        )
-    model.load_state_dict(ours)
+    put(model, ours, "TNPKR")
     return model.eval()
 
 
@@ -209,15 +196,9 @@ def _renamed(
     ours = {}
     for name, weight in theirs.items():
         weight = weight.T if name.endswith(".kernel") else weight
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = weight
+        ours[renamed(name, names)] = weight
     for name in [name for name in ours if ".to_k." in name]:
         value = ours.pop(name.replace(".to_k.", ".to_v."), None)
         if value is not None:
             ours[name.replace(".to_k.", ".to_kv.")] = torch.cat([ours.pop(name), value])
     return ours
-
-
-def _tensor(weight: Tensor | np.ndarray) -> Tensor:
-    return weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight))

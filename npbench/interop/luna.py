@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from npbench.blocks.causal_luna import CausalLunaAttention
 from npbench.blocks.convluna import SequenceFilter
 from npbench.blocks.tokens import Readout
 from npbench.errors import InputError
+from npbench.interop.weights import Names, as_tensors, put, renamed
 from npbench.models import ConvLuna, Luna, MemoryTransformer
 
-_Names = list[tuple[str, str]]
-
-_LUNA_ATTENTION: _Names = [
+_LUNA_ATTENTION: Names = [
     (r"\bpq_proj\.", "pack_query."),
     (r"\bp[kc]_proj\.", "pack_key."),
     (r"\bpv_proj\.", "pack_value."),
@@ -30,7 +28,7 @@ _LUNA_ATTENTION: _Names = [
     (r"\bv_proj\.", "value."),
     (r"\bout_proj\.", "out."),
 ]
-_LUNA: _Names = [
+_LUNA: Names = [
     (r"^encoder\.encoder\.", ""),
     (r"^projected_embeddings$", "memory"),
     (r"^embed_tokens\.", "embed.tokens."),
@@ -48,7 +46,7 @@ _LUNA: _Names = [
     (r"^sentence_projection_layer\.", "classifier.2."),
     *_LUNA_ATTENTION,
 ]
-_CONVLUNA: _Names = [
+_CONVLUNA: Names = [
     (r"^mem$", "memory"),
     (r"^embed_layer\.pos_embeds$", "embed.positions.weight"),
     (r"^embed_layer\.cls$", "embed.cls"),
@@ -71,7 +69,7 @@ _CONVLUNA: _Names = [
     (r"^classifier\.expand\.", "hidden."),
     (r"^classifier\.output\.", "out."),
 ]
-_MEMORY_TRANSFORMER: _Names = [
+_MEMORY_TRANSFORMER: Names = [
     (r"^embed\.", "embed.tokens."),
     (r"^pos$", "embed.positions.weight"),
     (r"\.self_attn\.out_proj\.", ".attention.to_out."),
@@ -108,25 +106,12 @@ def load(hparams: Mapping[str, Any], weights: Mapping[str, Tensor | np.ndarray])
     found = next((known for name, known in _MODELS.items() if name in kind), None)
     if found is None:
         raise InputError(f"model={kind!r} must be one of {', '.join(_MODELS)}")
-    theirs = {name.removeprefix("w/"): _tensor(weight) for name, weight in weights.items()}
+    theirs = as_tensors(weights)
     try:
         model = found.build(hparams)
     except (KeyError, TypeError) as error:
         raise InputError(f"these hyper-parameters are none of {kind}: they lack {error}") from error
-    ours, expected = found.rename(hparams, theirs), model.state_dict()
-    problems = [f"{name} is missing" for name in expected if name not in ours]
-    problems += [f"{name} is left over" for name in ours if name not in expected]
-    problems += [
-        f"{name} is {list(ours[name].shape)}, not {list(expected[name].shape)}"
-        for name in expected
-        if name in ours and ours[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise InputError(
-            f"these weights are none of these hyper-parameters: {'; '.join(problems[:3])}{more}"
-        )
-    model.load_state_dict(ours)
+    put(model, found.rename(hparams, theirs), kind)
     return model.eval()
 
 
@@ -278,18 +263,9 @@ def _causal_weights(hparams: Mapping[str, Any], theirs: dict[str, Tensor]) -> di
     return _renamed(theirs, _LUNA_ATTENTION)
 
 
-def _renamed(theirs: Mapping[str, Tensor], names: _Names) -> dict[str, Tensor]:
-    """The weights by our names: regular expressions are applied one after the other."""
-    ours = {}
-    for name, weight in theirs.items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        ours[name] = weight
-    return ours
-
-
-def _tensor(weight: Tensor | np.ndarray) -> Tensor:
-    return weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight))
+def _renamed(theirs: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """The weights by our names."""
+    return {renamed(name, names): weight for name, weight in theirs.items()}
 
 
 # By a part of what the official code calls them.

@@ -3,8 +3,7 @@
 Source: the official implementation of Feng et al., ICML 2024.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from npbench import models
 from npbench.errors import InputError
+from npbench.interop.weights import Names, put, renamed
 from npbench.models import NeuralProcess
 
 # Official constructor arguments, and ours.
@@ -48,10 +48,7 @@ _LATENT = {"dim_lat": "dim_latent"}
 # These say how the official code computes, not what; and one of them always equals another.
 _IGNORED = {"CMAB_block_size", "diag_depth"}
 
-# Regular expressions that turn official parameter names into ours, applied one after the other.
-_Names = list[tuple[str, str | Callable[[re.Match], str]]]
-
-_DECODER_NAMES: _Names = [
+_DECODER_NAMES: Names = [
     (r"^query_embedder\.", "decoder.embed."),
     (r"^norm\.", "decoder.norm."),
     (r"^decoder\.layers\.(\d+)\.cross_attn\.", r"decoder.layers.\1.attend."),
@@ -61,7 +58,7 @@ _DECODER_NAMES: _Names = [
     (r"\.fn\.", ".attention."),
     (r"^predictor\.", "head.mlp."),
 ]
-_CMANP_NAMES: _Names = [
+_CMANP_NAMES: Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.", "blocks."),
     (r"\.layer_cross_attn\.", ".attend_points."),
@@ -74,7 +71,7 @@ _CMANP_NAMES: _Names = [
     (r"\.latent_ff\.", ".mix_latents.2."),
     *_DECODER_NAMES,
 ]
-_LBANP_NAMES: _Names = [
+_LBANP_NAMES: Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.", "layers."),
     (r"^(layers\.\d+)\.cross_attn\.", r"\1.attend_points."),
@@ -83,13 +80,13 @@ _LBANP_NAMES: _Names = [
     (r"\.latent_ff\.", ".mix_latents.2."),
     *_DECODER_NAMES,
 ]
-_EQTNP_NAMES: _Names = [
+_EQTNP_NAMES: Names = [
     (r"^embedder\.", "embed_points."),
     (r"^encoder\.layers\.(\d+)\.dataset_self_attn\.", r"layers.\1.attend."),
     (r"^encoder\.layers\.(\d+)\.ff\.", r"layers.\1.feedforward."),
     *_DECODER_NAMES,
 ]
-_TRANSFORMER_NAMES: _Names = [
+_TRANSFORMER_NAMES: Names = [
     (r"\.self_attn\.out_proj\.", ".attention.to_out."),
     (r"\.self_attn\.in_proj_", ".attention.in_proj."),
     (r"\.linear1\.", ".expand."),
@@ -97,13 +94,13 @@ _TRANSFORMER_NAMES: _Names = [
     (r"\.norm1\.", ".norm_attention."),
     (r"\.norm2\.", ".norm_feedforward."),
 ]
-_TNP_NAMES: _Names = [
+_TNP_NAMES: Names = [
     (r"^embedder\.", "embed."),
     (r"^encoder\.layers\.", "layers."),
     (r"^predictor\.", "head.mlp."),
     *_TRANSFORMER_NAMES,
 ]
-_JOINT_NAMES: _Names = [
+_JOINT_NAMES: Names = [
     # The official model does not use the diagonal head of the model that it extends.
     (r"^predictor\.", "unused."),
     (r"^mean_net\.", "head.mean."),
@@ -112,17 +109,17 @@ _JOINT_NAMES: _Names = [
     (r"^diag_net\.", "head.diagonal."),
     *_TRANSFORMER_NAMES,
 ]
-_NP_DECODER_NAMES: _Names = [
+_NP_DECODER_NAMES: Names = [
     (r"^dec\.fc\.", "head.mlp.0."),
     (r"^dec\.fc_ctx\.", "head.mlp.0.context."),
     (r"^dec\.mlp\.(\d+)\.", lambda match: f"head.mlp.{int(match[1]) + 1}."),
 ]
-_POOLED_NAMES: _Names = [
+_POOLED_NAMES: Names = [
     (r"^(?:enc1|denc)\.net_(pre|post)\.", r"encoder.\1.0."),
     (r"^(?:enc2|lenc)\.net_(pre|post)\.", r"encoder.\1.1."),
     *_NP_DECODER_NAMES,
 ]
-_ATTENTIVE_NAMES: _Names = [
+_ATTENTIVE_NAMES: Names = [
     (r"^(?:enc1|denc)\.net_v\.", "encoder.embed_values."),
     (r"^(?:enc1|denc)\.net_qk\.", "encoder.embed_x."),
     (r"^(?:enc1|denc)\.self_attn\.", "encoder.mix_values."),
@@ -140,7 +137,7 @@ _ATTENTIVE_NAMES: _Names = [
 class _Official(NamedTuple):
     model: type[NeuralProcess]
     arguments: dict[str, str]
-    names: _Names
+    names: Names
 
 
 _MODELS = {
@@ -217,22 +214,14 @@ def load_weights(
         state_dict = _load_parameters(Path(state_dict))
     # DataParallel puts "module." before all names.
     named = {name.removeprefix("module."): weight for name, weight in state_dict.items()}
-    weights = _reshape({_rename(name, official.names): w for name, w in named.items()})
-    if difference := _difference(ours.state_dict(), weights):
-        raise InputError(f"these weights are no {model} of these hyper-parameters: {difference}")
-    ours.load_state_dict(weights)
+    weights = _reshape({renamed(name, official.names): w for name, w in named.items()})
+    put(ours, weights, model)
 
 
 def _lookup(model: str) -> _Official:
     if model not in _MODELS:
         raise InputError(f"unknown official model {model!r}; known: {', '.join(_MODELS)}")
     return _MODELS[model]
-
-
-def _rename(name: str, names: list) -> str:
-    for pattern, replacement in names:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,24 +240,6 @@ def _reshape(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             ours.setdefault(name, weight)
     return ours
-
-
-def _difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """What does not fit, by our names; empty if all does."""
-    misfits = {
-        "missing": [name for name in ours if name not in theirs],
-        "left over": [name for name in theirs if name not in ours],
-        "of another shape": [
-            f"{name} {list(theirs[name].shape)}, not {list(ours[name].shape)}"
-            for name in ours
-            if name in theirs and ours[name].shape != theirs[name].shape
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-        for what, names in misfits.items()
-        if names
-    )
 
 
 def _load_parameters(path: Path) -> Mapping[str, Tensor]:

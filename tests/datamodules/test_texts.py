@@ -135,6 +135,22 @@ def test_a_label_that_training_does_not_know_is_refused(tmp_path: Path) -> None:
         TextClassificationDataModule(str(tmp_path)).rows(Part.TEST)
 
 
+def test_texts_to_predict_are_files_of_a_folder_too(tmp_path: Path) -> None:
+    texts(40).to_csv(tmp_path / "a.csv", index=False)
+    (tmp_path / "new").mkdir()
+    data = TextClassificationDataModule(tmp_path / "a.csv", predict_path=tmp_path / "new")
+    with pytest.raises(InputError, match="new has no texts"):
+        data.rows(Part.PREDICT)
+    (tmp_path / "new/b.txt").write_text("a text")
+    (tmp_path / "new/c.txt").write_text(" ")
+    with pytest.raises(InputError, match=r"c\.txt: the text is empty"):
+        data.rows(Part.PREDICT)
+    (tmp_path / "new/c.txt").write_text("another")
+    batch = next(iter(data.predict_dataloader()))
+    assert batch.labels is None
+    assert batch.mask.sum(1).tolist() == [6, 7]
+
+
 def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no nowhere"):
         TextClassificationDataModule("nowhere").rows(Part.TRAIN)

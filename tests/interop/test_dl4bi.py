@@ -253,8 +253,8 @@ def test_what_does_not_fit_is_said() -> None:
         dl4bi.load(values.hparams, weights, {"s": 1, "x": 0, "t": 0})
     with pytest.raises(ValueError, match="they lack 'embed_all'"):
         dl4bi.load({k: v for k, v in values.hparams.items() if k != "embed_all"}, weights)
-    with pytest.raises(ValueError, match="extra is left over"):
+    with pytest.raises(ValueError, match="1 left over: extra"):
         dl4bi.load(values.hparams, weights | {"extra": torch.ones(1)})
     del weights["KRBlock_1.ffn.Dense_0.bias"]
-    with pytest.raises(ValueError, match=r"blocks.1.feedforward.layers.0.bias is missing"):
+    with pytest.raises(ValueError, match=r"1 missing: blocks.1.feedforward.layers.0.bias"):
         dl4bi.load(values.hparams, weights)

@@ -144,6 +144,20 @@ def test_predictions_of_texts_are_in_their_own_terms(tmp_path: Path) -> None:
     assert (found["prediction"] == likelier.map({True: "good", False: "bad"})).all()
 
 
+def test_texts_without_labels_are_predicted(tmp_path: Path) -> None:
+    module = SequenceClassification(Luna(257, 2, max_length=64, dim_classifier=8, **SIZES))
+    reviews(tmp_path / "a.csv", ("bad", "good"))
+    pd.DataFrame({"text": ["it may be", "who knows"]}).to_csv(tmp_path / "new.csv", index=False)
+    data = TextClassificationDataModule(tmp_path / "a.csv", predict_path=tmp_path / "new.csv")
+    writer = PredictionWriter(str(tmp_path / "out.csv"))
+    trainer(tmp_path, callbacks=[writer]).predict(module, datamodule=data)
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found.columns.tolist() == [
+        "sequence", "text", "prediction", "probability_bad", "probability_good"
+    ]  # fmt: skip
+    assert found["text"].tolist() == ["it may be", "who knows"]
+
+
 @pytest.mark.parametrize(
     ("tokens", "classes", "message"),
     [
