@@ -83,8 +83,8 @@ class MetaRegression(TrainingModule):
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self.model.train()  # one that `npbench.load` gives is in evaluation mode
+        if stage == "fit" and not any(module.training for module in self.model.modules()):
+            self.model.train()  # `npbench.load` gives models in evaluation mode
         # A checkpoint is restored after this, and brings its own units.
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, OffersScaling) and (stage == "fit" or self.model.scaling is None):
