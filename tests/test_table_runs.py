@@ -103,6 +103,38 @@ def test_a_state_answers_in_the_units_and_under_the_names_of_the_table(
     assert (answers["celsius_q0.05"] < answers["celsius_q0.95"]).all()
 
 
+def test_a_model_that_comes_with_npbench_answers_in_the_units_of_a_table(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    frame = pd.read_csv(table).dropna().head(40)
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    few, state, out = (str(tmp_path / name) for name in ("few.csv", "state", "out.csv"))
+    first = ["condition", "--ckpt", "gp-1d", "--data", few, "--x", "hour", "--y", "celsius"]
+    assert main([*first, "--units", "celsius=standard", "--out", state]) is None
+    assert main(["query", "--state", state, "--targets", few, "--out", out]) is None
+    regressor = npbench.NeuralProcessRegressor().fit(frame[["hour"]], frame["celsius"])
+    mean, std = regressor.predict(frame[["hour"]], return_std=True)
+    answers = pd.read_csv(out)
+    np.testing.assert_allclose(answers["celsius_mean"], mean, 1e-4)
+    np.testing.assert_allclose(answers["celsius_std"], std, 1e-3)
+    # More rows are taken in these units, and units are not fitted twice.
+    assert main(["condition", "--state", state, "--data", few, "--out", state]) is None
+    for words, message in (
+        (["--state", state, "--units"], "--units is for a model without units"),
+        (
+            ["--ckpt", "gp-1d", "--x", "hour", "--y", "celsius", "--units", "day=log"],
+            "a scaling of",
+        ),
+        (
+            ["--ckpt", "gp-1d", "--x", "hour", "--y", "celsius", "--units", "hour"],
+            "no scaling of a",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(["condition", "--data", few, "--out", str(tmp_path / "other"), *words])
+        assert message in capsys.readouterr().err
+
+
 def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("Fine-tuned for a test.")
     words = ["export", run, "--out", tmp_path / "mine", "--card", tmp_path / "card.md"]

@@ -495,12 +495,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     def _ends(self, num_inputs: int) -> tuple[float, float]:
         """What inputs run between: less than in the model's training by the margin."""
-        ranges = self._base_model(num_inputs).watch.ranges
-        low, high = _DEFAULT_ENDS
-        if ranges is not None:
-            low, high = float(ranges.low[0]), float(ranges.high[0])
-        middle, half = (low + high) / 2, (high - low) / (2 + 4 * self.margin)
-        return middle - half, middle + half
+        return self._base_model(num_inputs).watch.input_ends(self.margin, _DEFAULT_ENDS)
 
     # The model and its states.
 
