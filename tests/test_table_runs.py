@@ -72,10 +72,13 @@ def test_metrics_and_predictions_are_in_the_units(run: Path, table: Path) -> Non
     metrics = pd.read_csv(run / "test/version_0/metrics.csv")
     # Of an error in standard deviations it would be below 1.
     assert 0.3 < metrics["test/rmse"].item() < 15
-    command("predict", run, "--predictions.path", str(run / "predictions.csv"))
+    file = ["--predictions.path", str(run / "predictions.csv")]
+    command("predict", run, *file, "--predictions.quantiles", "[0.1, 0.9]")
     predictions = pd.read_csv(run / "predictions.csv")
-    names = ["day", "target", "hour", "celsius_mean", "celsius_std", "celsius"]
-    assert list(predictions) == names
+    kinds = ["mean", "std", "q0.1", "q0.9"]
+    assert list(predictions) == [
+        "day", "target", "hour", *(f"celsius_{kind}" for kind in kinds), "celsius"]  # fmt: skip
+    assert (predictions["celsius_q0.1"] < predictions["celsius_q0.9"]).all()
     whole = pd.read_csv(table)
     merged = predictions.merge(whole, on=["day", "hour"], suffixes=("", "_there"))
     assert len(merged) == len(predictions)
