@@ -514,8 +514,6 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if self.tiles == 1:
             return model
         move: Any = getattr(model, "on", None)
-        if not 0 < self.tiles < float("inf"):
-            raise InputError(f"tiles={self.tiles} must be a number above 0")
         if move is None:
             raise InputError(
                 f"tiles={self.tiles} must be 1 for {type(model).__name__}, which does not move to "
@@ -616,9 +614,11 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         return int(check_random_state(random_state).randint(2**31 - 1))
 
 
-def _stretched(low: float, high: float, factor: float) -> tuple[float, float]:
+def _stretched(low: float, high: float, tiles: float) -> tuple[float, float]:
     """Both ends so many times as far from the middle."""
-    middle, half = (low + high) / 2, factor * (high - low) / 2
+    if not 0 < tiles < float("inf"):
+        raise InputError(f"tiles={tiles} must be a number above 0")
+    middle, half = (low + high) / 2, tiles * (high - low) / 2
     return middle - half, middle + half
 
 
