@@ -21,6 +21,31 @@ from npbench.tables import PointTable
 
 AnyState = TypeVar("AnyState", bound=SavedState)
 
+# Between which inputs run where the range of a model's training is not known.
+_ENDS = -2.0, 2.0
+
+
+def fitted_units(
+    model: NeuralProcess,
+    table: PointTable,
+    kinds: Mapping[str, str] | None = None,
+    margin: float = 0.025,
+) -> Scaling:
+    """The units of a table for a model that was trained in its own numbers, in one pass.
+
+    Args:
+        model: the neural process; inputs are brought to the range of its training.
+        table: names the columns of the inputs and of the outputs.
+        kinds: the scalings of columns by name, as of `Scaling.fit`.
+        margin: how much room is kept on either side for the inputs of later rows, as a share of the
+            width of these.
+
+    Raises:
+        InputError: as `Scaling.fit`.
+    """
+    ends = model.watch.input_ends(margin, _ENDS)
+    return Scaling.of_chunks(table, table.x, table.y, kinds, ends, table.dates)
+
 
 def write_state(
     model: NeuralProcess,

@@ -4,9 +4,9 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,64 @@ _KINDS = get_args(Kind)
 _CIRCULAR = re.compile(r"circular\((.+)\)")
 # Of checkpoints and of the notes of state files.
 _ENTRY = "scaling"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the values of a column are spread; those of two sets merge to that of both.
+
+    Example:
+        >>> spread = Spread.of("x", "standard", np.array([1.0, np.nan]))
+        >>> spread = spread.merge(Spread.of("x", "standard", np.array([3.0])))
+        >>> spread.mean, spread.std
+        (2.0, 1.0)
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    mean: float = 0.0
+    squares: float = 0.0
+    """Sum of squared deviations from the mean."""
+    count: int = 0
+
+    @classmethod
+    def of(cls, name: str, kind: str, values: Real[np.ndarray, "rows"]) -> "Spread":
+        """That of values, or of the logarithms of a logarithmic column; NaN is missing.
+
+        Raises:
+            InputError: if a value has no logarithm.
+        """
+        known = np.asarray(values, dtype=np.float64)
+        known = known[np.isfinite(known)]
+        if not len(known):
+            return cls()
+        if kind == "log":
+            if known.min() <= 0:
+                raise InputError(
+                    f"column {name} holds {known.min():.6g}, and its log scaling takes values "
+                    f"above 0; drop such rows, or choose another scaling"
+                )
+            known = np.log(known)
+        mean = float(known.mean())
+        squares = float(np.square(known - mean).sum())
+        return cls(float(known.min()), float(known.max()), mean, squares, len(known))
+
+    def merge(self, other: "Spread") -> "Spread":
+        """That of both sets of values."""
+        count = self.count + other.count
+        share = other.count / max(1, count)
+        apart = other.mean - self.mean
+        return Spread(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.mean + share * apart,
+            self.squares + other.squares + self.count * share * apart**2,
+            count,
+        )
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.squares / max(1, self.count))
 
 
 @dataclass(frozen=True)
@@ -78,6 +136,13 @@ class Column:
             >>> Column.fit("x", "min-max", np.array([10.0, np.nan, 30.0]))
             Column(name='x', kind='min-max', shift=20.0, scale=5.0)
         """
+        return cls.of_spread(name, kind, Spread.of(name, kind, values), ends)
+
+    @classmethod
+    def of_spread(
+        cls, name: str, kind: str, spread: "Spread", ends: tuple[float, float] = (-2.0, 2.0)
+    ) -> "Column":
+        """The same, of values that are spread so; see `Spread.of`."""
         if period := _CIRCULAR.fullmatch(kind.replace(" ", "")):
             try:
                 return cls(name, "circular", scale=float(period[1]))
@@ -93,33 +158,23 @@ class Column:
                 f"column {name} has the scaling {kind!r}; choose from standard, min-max, log, none "
                 f"and, with a period, circular(24)"
             )
-        known = np.asarray(values, dtype=np.float64)
-        known = known[np.isfinite(known)]
-        if not len(known):
+        if not spread.count:
             raise InputError(f"column {name} has no values; drop it, or give data that have some")
         if kind == "none":
             return cls(name)
-        if kind == "log":
-            if known.min() <= 0:
-                raise InputError(
-                    f"column {name} holds {known.min():.6g}, and its log scaling takes values "
-                    f"above 0; drop such rows, or choose another scaling"
-                )
-            known = np.log(known)
-        low, high = float(known.min()), float(known.max())
+        low, high = spread.low, spread.high
         if low == high:
+            value = math.exp(low) if kind == "log" else low
             warnings.warn(
-                f"column {name} has one value only, {float(values[np.isfinite(values)][0]):.6g}: "
-                f"it is shifted, and not scaled",
+                f"column {name} has one value only, {value:.6g}: it is shifted, and not scaled",
                 DataWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if kind == "min-max":
             scale = (high - low) / (ends[1] - ends[0]) if low < high else 1.0
             return cls(name, "min-max", (low + high) / 2 - scale * sum(ends) / 2, scale)
         # The rounding of a mean may give a constant column a spread.
-        spread = float(known.std()) if low < high else 1.0
-        return cls(name, "log" if kind == "log" else "standard", float(known.mean()), spread)
+        return cls(name, cast(Kind, kind), spread.mean, spread.std if low < high else 1.0)
 
     @property
     def width(self) -> int:
@@ -208,25 +263,44 @@ class Scaling:
         Raises:
             InputError: as `Column.fit`, and if `kinds` names another column.
         """
-        kinds = dict(kinds or {})
-        if unknown := kinds.keys() - {*x_names, *y_names}:
+        return cls.of_chunks([(x, y)], x_names, y_names, kinds, ends, dates)
+
+    @classmethod
+    def of_chunks(
+        cls,
+        chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+        x_names: Sequence[str],
+        y_names: Sequence[str],
+        kinds: Mapping[str, str] | None = None,
+        ends: tuple[float, float] = (-2.0, 2.0),
+        dates: str | None = None,
+    ) -> "Scaling":
+        """The same, of (x, y) chunks such as those of a `PointTable`, in one pass.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        names = [*x_names, *y_names]
+        if unknown := set(kinds or {}) - {*names}:
             raise InputError(
                 f"there is a scaling of {', '.join(sorted(unknown))}, and the columns are "
-                f"{', '.join([*x_names, *y_names])}"
+                f"{', '.join(names)}"
             )
         if not ends[0] < ends[1]:
             raise InputError(f"inputs cannot run from {ends[0]} to {ends[1]}")
-        return cls(
-            tuple(
-                Column.fit(name, kinds.get(name, "min-max"), values, ends)
-                for name, values in zip(x_names, x.T, strict=True)
-            ),
-            tuple(
-                Column.fit(name, kinds.get(name, "standard"), values)
-                for name, values in zip(y_names, y.T, strict=True)
-            ),
-            dates,
-        )
+        defaults = dict.fromkeys(x_names, "min-max") | dict.fromkeys(y_names, "standard")
+        of_column = defaults | dict(kinds or {})
+        spreads = [Spread()] * len(names)
+        for x, y in chunks:
+            spreads = [
+                spread.merge(Spread.of(name, of_column[name], values))
+                for name, spread, values in zip(names, spreads, [*x.T, *y.T], strict=True)
+            ]
+        columns = [
+            Column.of_spread(name, of_column[name], spread, ends)
+            for name, spread in zip(names, spreads, strict=True)
+        ]
+        return cls(tuple(columns[: len(x_names)]), tuple(columns[len(x_names) :]), dates)
 
     @property
     def x_names(self) -> list[str]:

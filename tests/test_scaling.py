@@ -49,6 +49,23 @@ def test_fitted_numbers_are_standard_or_run_between_the_ends() -> None:
     assert (float(numbers.min()), float(numbers.max())) == pytest.approx((-3, 5))
 
 
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5))
+@few_examples
+def test_units_of_chunks_are_those_of_the_whole(sizes: list[int]) -> None:
+    generator = np.random.default_rng(0)
+    x, y = (
+        1e3 + generator.normal(size=(sum(sizes) + 2, 2)),
+        generator.uniform(1, 9, (sum(sizes) + 2, 1)),
+    )
+    cuts = np.cumsum(sizes)
+    chunks = list(zip(np.split(x, cuts), np.split(y, cuts)))
+    names = ["a", "b"], ["c"], {"c": "log", "b": "circular(24)"}
+    for one, other in zip(Scaling.of_chunks(chunks, *names).y, Scaling.fit(x, y, *names).y):
+        assert (one.shift, one.scale) == pytest.approx((other.shift, other.scale))
+    with pytest.raises(InputError, match="column a has no values"):
+        Scaling.of_chunks([], *names)
+
+
 def test_the_ends_of_a_circle_meet() -> None:
     column = Column.fit("hour", "circular(24)", np.array([1.0]))
     first, last = column.encode(torch.tensor([0.0, 24.0], dtype=torch.float64))

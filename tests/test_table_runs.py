@@ -72,10 +72,13 @@ def test_metrics_and_predictions_are_in_the_units(run: Path, table: Path) -> Non
     metrics = pd.read_csv(run / "test/version_0/metrics.csv")
     # Of an error in standard deviations it would be below 1.
     assert 0.3 < metrics["test/rmse"].item() < 15
-    command("predict", run, "--predictions.path", str(run / "predictions.csv"))
+    file = ["--predictions.path", str(run / "predictions.csv")]
+    command("predict", run, *file, "--predictions.quantiles", "[0.1, 0.9]")
     predictions = pd.read_csv(run / "predictions.csv")
-    names = ["day", "target", "hour", "celsius_mean", "celsius_std", "celsius"]
-    assert list(predictions) == names
+    kinds = ["mean", "std", "q0.1", "q0.9"]
+    assert list(predictions) == [
+        "day", "target", "hour", *(f"celsius_{kind}" for kind in kinds), "celsius"]  # fmt: skip
+    assert (predictions["celsius_q0.1"] < predictions["celsius_q0.9"]).all()
     whole = pd.read_csv(table)
     merged = predictions.merge(whole, on=["day", "hour"], suffixes=("", "_there"))
     assert len(merged) == len(predictions)
@@ -101,6 +104,38 @@ def test_a_state_answers_in_the_units_and_under_the_names_of_the_table(
     np.testing.assert_allclose(answers["celsius_mean"], expected.mean[0, :, 0], 1e-4)
     np.testing.assert_allclose(answers["celsius_std"], expected.std[0, :, 0], 1e-3)
     assert (answers["celsius_q0.05"] < answers["celsius_q0.95"]).all()
+
+
+def test_a_model_that_comes_with_npbench_answers_in_the_units_of_a_table(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    frame = pd.read_csv(table).dropna().head(40)
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    few, state, out = (str(tmp_path / name) for name in ("few.csv", "state", "out.csv"))
+    first = ["condition", "--ckpt", "gp-1d", "--data", few, "--x", "hour", "--y", "celsius"]
+    assert main([*first, "--units", "celsius=standard", "--out", state]) is None
+    assert main(["query", "--state", state, "--targets", few, "--out", out]) is None
+    regressor = npbench.NeuralProcessRegressor().fit(frame[["hour"]], frame["celsius"])
+    mean, std = regressor.predict(frame[["hour"]], return_std=True)
+    answers = pd.read_csv(out)
+    np.testing.assert_allclose(answers["celsius_mean"], mean, 1e-4)
+    np.testing.assert_allclose(answers["celsius_std"], std, 1e-3)
+    # More rows are taken in these units, and units are not fitted twice.
+    assert main(["condition", "--state", state, "--data", few, "--out", state]) is None
+    for words, message in (
+        (["--state", state, "--units"], "--units is for a model without units"),
+        (
+            ["--ckpt", "gp-1d", "--x", "hour", "--y", "celsius", "--units", "day=log"],
+            "a scaling of",
+        ),
+        (
+            ["--ckpt", "gp-1d", "--x", "hour", "--y", "celsius", "--units", "hour"],
+            "no scaling of a",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            main(["condition", "--data", few, "--out", str(tmp_path / "other"), *words])
+        assert message in capsys.readouterr().err
 
 
 def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import lightning as L
 import pyarrow as pa
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from npbench.errors import InputError
 from npbench.offers import OffersNamedPredictions
 from npbench.tables import TableWriter
+from npbench.training import MetaRegression
 from npbench.training.base import TrainingModule
 
 
@@ -24,11 +26,14 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         path: the file; by default `predictions.parquet` in the run's folder.
+        quantiles: probabilities, such as 0.05: of a regression there is a column for each, the
+            value below which a target's lies with this probability.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, quantiles: list[float] | None = None) -> None:
         super().__init__(write_interval="batch")
         self.path = path
+        self.quantiles = quantiles or []
         self._writer: TableWriter | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: TrainingModule) -> None:
@@ -37,6 +42,10 @@ class PredictionWriter(BasePredictionWriter):
         rank = trainer.global_rank
         self._writer = TableWriter(file.with_stem(f"{file.stem}-rank{rank}") if rank else file)
         self._seen = self._written = 0
+        if self.quantiles:
+            if not isinstance(pl_module, MetaRegression):
+                raise InputError(f"{type(pl_module).__name__} predicts no quantiles")
+            pl_module.quantiles = self.quantiles
 
     def write_on_batch_end(
         self,

@@ -30,6 +30,14 @@ def columns(text: str) -> list[str]:
     return names
 
 
+def unit(text: str) -> tuple[str, str]:
+    """The scaling of a column, such as hour=circular(24)."""
+    name, equals, kind = text.rpartition("=")
+    if not (name and equals and kind):
+        raise ArgumentTypeError(f"{text} is no scaling of a column, such as rain=log")
+    return name, kind
+
+
 def levels(text: str) -> list[float]:
     """Probabilities, such as 0.05,0.95."""
     try:

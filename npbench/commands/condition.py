@@ -16,9 +16,10 @@ from npbench.commands.arguments import (
     columns,
     engine_of,
     given,
+    unit,
 )
 from npbench.commands.progress import progress_bar
-from npbench.conditioning import write_state
+from npbench.conditioning import fitted_units, write_state
 from npbench.errors import InputError
 from npbench.files import only_writer
 from npbench.messages import CommandParser
@@ -37,13 +38,16 @@ of a few hundred kilobytes that answers queries.
   npbench condition --state state.safetensors --data today.csv --out state.safetensors
   npbench condition --ckpt RUN --data folder 'more-*.csv' --x lat,lon,time --y temperature \\
     --dates "days since 2020-01-01" --out state.safetensors
+  npbench condition --ckpt gp-1d --data points.csv --x hour --y celsius --units \
+    --out state.safetensors
   npbench condition --engine ray --ckpt RUN --data s3://bucket/weather/ --x lat,lon \\
     --y temperature --out state.safetensors
 
-The third adds points to a state, and the last shares the work among the processes of a cluster.
-Several files, the files of a folder, and those that a pattern matches come in the order of their
-names. Memory does not depend on the number of rows. After an interrupt, or a row that cannot be
-read, the same command goes on where it was."""
+The third adds points to a state. --units brings a table to the numbers of a model that was trained
+on others: the state then answers in the table's units. The last shares the work among the processes
+of a cluster. Several files, the files of a folder, and those that a pattern matches come in the
+order of their names. Memory does not depend on the number of rows. After an interrupt, or a row
+that cannot be read, the same command goes on where it was."""
 
 # Enough that the latents, worked out once a chunk, cost little beside its points.
 _ROWS = 131_072
@@ -66,10 +70,20 @@ def _run(options: Namespace) -> None:
     x, y = (
         columns_of(model, part, made_by, names) for part, names in zip("xy", (options.x, options.y))
     )
+    dates = options.dates or made_by.get("dates") or dates_of(model)
+    table = PointTable(
+        files, x, y, chunk_size=_ROWS, separator=options.separator, decimal=options.decimal,
+        dates=dates,
+    )  # fmt: skip
+    if options.units is not None:
+        if options.state or model.scaling is not None or engine is not None:
+            raise InputError(
+                "--units is for a model without units, a first table, and --engine local"
+            )
+        model.scaling = fitted_units(model, table, dict(options.units), options.margin)
     model.check_columns(x, y)
     model.watch.columns = [*x, *y]
     start = model.state_class.load(options.state, model) if options.state else None
-    dates = options.dates or made_by.get("dates") or dates_of(model)
     sources = [str(file.resolve()) for file in files] or options.data
     origin = {
         "checkpoint": str(checkpoint.resolve()),
@@ -86,10 +100,6 @@ def _run(options: Namespace) -> None:
                 lambda n: progress.advance(shown, n),
             )  # fmt: skip
         else:
-            table = PointTable(
-                files, x, y, chunk_size=_ROWS, separator=options.separator,
-                decimal=options.decimal, dates=dates,
-            )  # fmt: skip
             shown = progress.add_task("rows", total=table.num_rows())
             rows = write_state(
                 model,
@@ -146,6 +156,16 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--ledger", action="store_true",
         help="note which rows were absorbed, in 16 bytes each, so that npbench forget is certain",
+    )  # fmt: skip
+    parser.add_argument(
+        "--units", type=unit, nargs="*", metavar="NAME=SCALING",
+        help="fit units to the table, for a model that has none; inputs are min-max and outputs "
+        "standard, unless one is named: standard, min-max, log, none, circular(24)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--margin", type=float, default=0.025,
+        help="of --units: room on either side for the inputs of later rows, as a share of the "
+        "width of these (default: 0.025)",
     )  # fmt: skip
     add_allow(parser)
     add_table_format(parser)

@@ -31,11 +31,10 @@ from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedSta
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import DateUnit
-from npbench.pretrained import export, find, load
+from npbench.pretrained import export, find, load, names
 from npbench.scaling import Column, Scaling
 
-# The model for one input, and what a prior for several is made of.
-_ONE_INPUT = "gp-1d"
+# What the prior is made of for numbers of inputs that no model is trained for.
 _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "corrected": False}
 # Lengths of the prior's functions, in the standard deviations of one of d inputs times √d.
 _LENGTHS = 0.3, 4.0
@@ -69,12 +68,15 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     Args:
         model: a `NeuralProcess`, or what `npbench.load` takes: a name, or a path. By default it is
-            "gp-1d" for one input. For several there is no trained model: a Bayesian regression on
-            random Fourier features, whose lengths and noise are weighed by their evidence
-            (`SecondMomentNP` as it is initialised), which `fine_tune` adapts.
+            the model that comes with npbench for so many inputs, such as "gp-1d"; or, where there
+            is none, a Bayesian regression on random Fourier features, whose lengths and noise are
+            weighed by their evidence (`SecondMomentNP` as it is initialised).
         units: the scalings of columns by name, such as {"hour": "circular(24)"}; by default inputs
             are "min-max" and outputs "standard". Arrays have the columns x0, x1, … and y0, ….
         scaling: the units themselves, if they are not to be fitted on the first rows.
+        tiles: how many ranges of the model's training the inputs span in each direction: for long
+            series and large fields, of models that move to other ranges (`model.on`), such as
+            `LocatedCMANP`. The state grows with it, and resolves smaller things.
         margin: how much room is kept for the inputs of later rows, on either side of the first
             ones, as a share of their width: some models absorb none outside of their range.
         dates: what dates in data frames are as numbers, such as "days since 2020-01-01".
@@ -108,6 +110,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         *,
         units: Mapping[str, str] | None = None,
         scaling: Scaling | None = None,
+        tiles: float = 1.0,
         margin: float = 0.025,
         dates: str | None = None,
         fine_tune: int = 0,
@@ -118,6 +121,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self.model = model
         self.units = units
         self.scaling = scaling
+        self.tiles = tiles
         self.margin = margin
         self.dates = dates
         self.fine_tune = fine_tune
@@ -337,7 +341,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if any(not isinstance(part.state, SavedState) for part in self._parts):
             raise InputError(f"states of {type(self.model_).__name__} are not kept in files")
         source = self.model if self.model is not None else self._default(self.n_features_in_)
-        if isinstance(source, str | os.PathLike) and not self.fine_tune:
+        if isinstance(source, str | os.PathLike) and not self.fine_tune and self.tiles == 1:
             checkpoint = find(source)
         else:
             folder = Path(f"{os.fspath(path)}.model")
@@ -495,20 +499,30 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     def _ends(self, num_inputs: int) -> tuple[float, float]:
         """What inputs run between: less than in the model's training by the margin."""
-        ranges = self._base_model(num_inputs).watch.ranges
-        low, high = _DEFAULT_ENDS
-        if ranges is not None:
-            low, high = float(ranges.low[0]), float(ranges.high[0])
-        middle, half = (low + high) / 2, (high - low) / (2 + 4 * self.margin)
-        return middle - half, middle + half
+        low, high = self._trained_model(num_inputs).watch.input_ends(self.margin, _DEFAULT_ENDS)
+        return _stretched(low, high, self.tiles)
 
     # The model and its states.
 
     def _default(self, num_inputs: int) -> str | None:
-        return _ONE_INPUT if num_inputs == 1 else None
+        name = f"gp-{num_inputs}d"
+        return name if name in names() else None
 
     def _base_model(self, num_inputs: int) -> NeuralProcess:
-        """The model in its own numbers."""
+        """The model in its own numbers, on the range of the inputs."""
+        model = self._trained_model(num_inputs)
+        if self.tiles == 1:
+            return model
+        move: Any = getattr(model, "on", None)
+        if move is None:
+            raise InputError(
+                f"tiles={self.tiles} must be 1 for {type(model).__name__}, which does not move to "
+                f"other ranges"
+            )
+        low, high = model.watch.input_ends(0.0, _DEFAULT_ENDS)
+        return move(*_stretched(low, high, self.tiles))
+
+    def _trained_model(self, num_inputs: int) -> NeuralProcess:
         source = self.model if self.model is not None else self._default(num_inputs)
         if isinstance(source, NeuralProcess):
             return source.scaled(None)
@@ -598,6 +612,14 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
     @staticmethod
     def _seed(random_state: Any) -> int:
         return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _stretched(low: float, high: float, tiles: float) -> tuple[float, float]:
+    """Both ends so many times as far from the middle."""
+    if not 0 < tiles < float("inf"):
+        raise InputError(f"tiles={tiles} must be a number above 0")
+    middle, half = (low + high) / 2, tiles * (high - low) / 2
+    return middle - half, middle + half
 
 
 def _known(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

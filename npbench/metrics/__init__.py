@@ -6,14 +6,23 @@ from npbench.metrics.classification import (
     metrics_of,
 )
 from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
-from npbench.metrics.regression import Coverage, RegressionMetrics, StandardError, TaskMean
+from npbench.metrics.regression import (
+    CRPS,
+    Coverage,
+    IntervalScore,
+    RegressionMetrics,
+    StandardError,
+    TaskMean,
+)
 from npbench.metrics.sequences import SequenceMetrics
 
 __all__ = [
+    "CRPS",
     "ClassificationMetrics",
     "Coverage",
     "EventMetrics",
     "ExpectedCalibrationError",
+    "IntervalScore",
     "KolmogorovSmirnov",
     "MedianAbsoluteError",
     "PerEvent",

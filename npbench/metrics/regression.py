@@ -4,11 +4,12 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 
 from npbench.errors import InputError
+from npbench.likelihoods import NormalMixture
 from npbench.models.contracts.process import Evaluation
 from npbench.task import Task
 
@@ -92,12 +93,101 @@ class Coverage(Metric):
         return self.inside / self.count
 
 
+class CRPS(Metric):
+    """The continuous ranked probability score, a mean over values in their unit; less is better.
+
+    See `NormalMixture.crps` for the formula, which is exact for mixtures of normals.
+
+    Example:
+        >>> metric = CRPS()
+        >>> normal = NormalMixture.of_moments(torch.zeros(1, 2, 1), torch.ones(1, 2, 1))
+        >>> metric.update(normal, torch.tensor([[[0.0], [1.0]]]))
+        >>> metric.compute()
+        tensor(0.4181)
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("total", "count"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        mixture: NormalMixture,
+        y: Float[Tensor, "batch target dim_y"],
+        mask: Bool[Tensor, "batch target"] | None = None,
+    ) -> None:
+        scores = mixture.crps(y)
+        self.total += (scores if mask is None else scores[mask]).sum()
+        self.count += y.numel() if mask is None else y.shape[-1] * mask.sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+class IntervalScore(Metric):
+    r"""The score of central intervals [l, u] of a probability 1 − α, a mean over values in their
+    unit; less is better.
+
+    $$(u - l) + \tfrac 2 \alpha (l - y)_+ + \tfrac 2 \alpha (y - u)_+$$
+
+    It is least in the mean for the true quantiles: narrow intervals are rewarded, and a value that
+    lies outside costs its distance.
+
+    Args:
+        level: probability of the interval, between 0 and 1.
+
+    Source: Gneiting and Raftery, *Strictly Proper Scoring Rules, Prediction, and Estimation*, 2007.
+
+    Example:
+        >>> metric = IntervalScore(0.95)
+        >>> metric.update(torch.zeros(2), torch.ones(2), torch.tensor([0.0, 2.96]))
+        >>> metric.compute()  # (3.92 + 3.92 + 40 · 1) / 2
+        tensor(23.9207)
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, level: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0.0 < level < 1.0:
+            raise InputError(f"level={level} must lie between 0 and 1")
+        self.half_width = NormalDist().inv_cdf((1 + level) / 2)
+        self.weight = 2 / (1 - level)
+        for name in ("total", "count"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        mean: Float[Tensor, "*shape"],
+        std: Float[Tensor, "*shape"],
+        y: Float[Tensor, "*shape"],
+    ) -> None:
+        half = self.half_width * std
+        outside = ((y - mean).abs() - half).clamp(min=0.0)
+        self.total += (2 * half + self.weight * outside).sum()
+        self.count += y.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
 class RegressionMetrics(nn.Module):
     """All that is measured of a model on tasks, by name.
 
-    `log_likelihood` and its standard error over tasks, `rmse`, the coverage of the central 50, 80
-    and 95 % intervals; for tasks that know their exact answer the `gap` to it, and for those that
-    know the best answer without their hyper-parameters `gap_bayes`, the gap to that.
+    `log_likelihood` and its standard error over tasks, `rmse`; of the normals with the predicted
+    means and standard deviations the `crps`, the coverage of the central 50, 80 and 95 % intervals
+    and the `interval_score_95`, in the units of the outputs; for tasks that know their exact answer
+    the `gap` to it, and for those that know the best answer without their hyper-parameters
+    `gap_bayes`, the gap to that.
     """
 
     def __init__(self) -> None:
@@ -107,6 +197,8 @@ class RegressionMetrics(nn.Module):
         )
         self.gaps = nn.ModuleDict({"gap": TaskMean(), "gap_bayes": TaskMean()})
         self.rmse = MeanSquaredError(squared=False)
+        self.crps = CRPS()
+        self.interval_score_95 = IntervalScore(0.95)
         self.coverage = nn.ModuleDict(
             {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
         )
@@ -126,9 +218,14 @@ class RegressionMetrics(nn.Module):
         for metric in self.by_task.values():
             metric.update(evaluation.log_likelihood)
         self.rmse.update(mean.flatten(), y.flatten())
+        self.interval_score_95.update(mean, std, y)
+        flat = (z.reshape(1, -1, z.shape[-1]) for z in (mean, std, y))
+        means, stds, values = flat
+        self.crps.update(NormalMixture.of_moments(means, stds), values)
         for metric in self.coverage.values():
             metric.update(mean, std, y)
-        metrics = {**self.by_task, "rmse": self.rmse, **self.coverage}
+        metrics: dict[str, Metric] = {**self.by_task, "rmse": self.rmse, **self.coverage}
+        metrics |= {"crps": self.crps, "interval_score_95": self.interval_score_95}
         ceilings = {"gap": task.exact, "gap_bayes": task.bayes}
         for name, of in ceilings.items():
             if of is not None:

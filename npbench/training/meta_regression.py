@@ -1,23 +1,33 @@
 """Training of any neural process on tasks."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import Metric
 
 from npbench.metrics import ClassificationMetrics, RegressionMetrics, metrics_of
 from npbench.models.contracts.points import Points
-from npbench.models.contracts.process import Marginals, NeuralProcess, evaluating
+from npbench.models.contracts.process import NeuralProcess, evaluating
 from npbench.models.contracts.ranges import Ranges
 from npbench.offers import OffersScaling
 from npbench.scaling import Scaling
 from npbench.task import Task
 from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite, unusable_loss
+
+
+class Prediction(NamedTuple):
+    """The mean and standard deviation of each target's value, and its quantiles if asked for."""
+
+    mean: Float[Tensor, "batch target dim_y"]
+    std: Float[Tensor, "batch target dim_y"]
+    quantiles: Float[Tensor, "levels batch target dim_y"] | None = None
 
 
 class MetaRegression(TrainingModule):
@@ -76,6 +86,7 @@ class MetaRegression(TrainingModule):
         on_nonfinite: OnNonFinite = "skip",
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        self.quantiles: Sequence[float] = ()
         self._records_ranges = True
         self._step_ranges: Ranges | None = None
 
@@ -83,8 +94,8 @@ class MetaRegression(TrainingModule):
         return self.model(task.xc, task.yc, task.xt, task.context_mask)
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self.model.train()  # one that `npbench.load` gives is in evaluation mode
+        if stage == "fit" and not any(module.training for module in self.model.modules()):
+            self.model.train()  # `npbench.load` gives models in evaluation mode
         # A checkpoint is restored after this, and brings its own units.
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, OffersScaling) and (stage == "fit" or self.model.scaling is None):
@@ -129,17 +140,20 @@ class MetaRegression(TrainingModule):
         if taken and self._records_ranges and ranges is not None:
             self.model.watch.ranges = _merged(self.model.watch.ranges, ranges)
 
-    def predict_step(self, task: Task, batch_idx: int) -> Marginals:
+    def predict_step(self, task: Task, batch_idx: int) -> Prediction:
         state = self.model.condition(task.xc, task.yc, task.context_mask)
-        return self.model.marginals(state, task.xt, task.target_mask)
+        marginals = self.model.marginals(state, task.xt, task.target_mask)
+        if not self.quantiles:
+            return Prediction(*marginals)
+        return Prediction(*marginals, self.model.quantiles(state, task.xt, self.quantiles))
 
-    def prediction_table(self, task: Task, prediction: Marginals) -> pa.Table:
+    def prediction_table(self, task: Task, prediction: Prediction) -> pa.Table:
         """One row for each real target.
 
         Its columns are `task`, `target` (the index in the task), the inputs `x0`, `x1`, …, the
-        moments `mean0`, …, `std0`, …, and the true values `y0`, … where they are known. A model
-        with the units of data has their names: inputs and outputs NAME, moments NAME_mean and
-        NAME_std.
+        moments `mean0`, …, `std0`, …, quantiles `q0.05_0`, … if there are any, and the true values
+        `y0`, … where they are known. A model with the units of data has their names: inputs and
+        outputs NAME, moments NAME_mean and NAME_std, quantiles NAME_q0.05.
         """
         shape = task.xt.shape[:2]
         mask = np.ones(shape, bool)
@@ -148,7 +162,11 @@ class MetaRegression(TrainingModule):
         columns = {name: i[mask] for name, i in zip(("task", "target"), np.indices(shape))}
         scaling = self.model.scaling
         x_names, y_names = self.model.columns
-        for name, values in {"x": task.xt, **prediction._asdict(), "y": task.yt}.items():
+        answers = {"mean": prediction.mean, "std": prediction.std}
+        if prediction.quantiles is not None:
+            levels = (f"q{level:g}_" for level in self.quantiles)
+            answers |= dict(zip(levels, prediction.quantiles, strict=True))
+        for name, values in {"x": task.xt, **answers, "y": task.yt}.items():
             if values is None:
                 continue
             names = [f"{name}{i}" for i in range(values.shape[-1])]
@@ -157,7 +175,7 @@ class MetaRegression(TrainingModule):
             elif name in ("x", "y"):
                 names = x_names if name == "x" else y_names
             else:
-                names = [f"{output}_{name}" for output in y_names]
+                names = [f"{output}_{name.removesuffix('_')}" for output in y_names]
             columns |= dict(zip(names, values.detach().cpu().numpy()[mask].T, strict=True))
         return pa.table(columns)
 

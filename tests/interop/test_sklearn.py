@@ -19,9 +19,10 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import npbench
 from npbench import NeuralProcessRegressor
+from npbench.blocks import Places
 from npbench.cli import main
 from npbench.errors import DataWarning, InputError
-from npbench.models import TNPD, SecondMomentJointNP
+from npbench.models import TNPD, LocatedCMANP, SecondMomentJointNP
 from npbench.scaling import Column, Scaling
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -225,6 +226,26 @@ def test_a_model_of_several_outputs_takes_them_together() -> None:
     assert regressor.sample_y(x[:4], 5).shape == (4, 2, 5)
     with pytest.raises(InputError, match=r"dim_y=2, and the rows have 1 output\(s\)"):
         NeuralProcessRegressor(model).fit(x, y[:, 0])
+
+
+def test_tiles_hold_a_longer_series_at_the_scale_of_training(tmp_path: Path) -> None:
+    """It is the model that was moved to three ranges, with places as far apart as before."""
+    x, y = days(3)
+    torch.manual_seed(0)
+    model = LocatedCMANP(dim_x=1, dim_y=1, dim_model=16, num_heads=4, num_layers=1,
+                         dim_feedforward=16, places=Places(-2.0, 2.0, number=16))  # fmt: skip
+    regressor = NeuralProcessRegressor(model, tiles=3.0, margin=0.0).fit(x, y)
+    assert regressor.model_.places.number == 46
+    (column,) = regressor.scaling_.x
+    assert column.scale == pytest.approx(71.5 / 12)
+    moved = model.on(-6.0, 6.0)
+    assert_same(NeuralProcessRegressor(moved, scaling=regressor.scaling_).fit(x, y), regressor, x)
+    regressor.save(tmp_path / "tiled")
+    assert_same(NeuralProcessRegressor.load(tmp_path / "tiled"), regressor, x, 1e-6)
+    with pytest.raises(InputError, match="must be 1 for TNPD, which does not move"):
+        NeuralProcessRegressor(TNPD(dim_x=1, dim_y=1), tiles=2.0).fit(x, y)
+    with pytest.raises(InputError, match=r"tiles=-2\.0 must be a number above 0"):
+        NeuralProcessRegressor(tiles=-2.0).fit(x, y)
 
 
 def test_what_cannot_be_is_refused_in_one_sentence() -> None:

@@ -1,6 +1,7 @@
 """What values a model was trained on, and what is said where it is given others."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from npbench.errors import DataWarning, ValueOverflow
+from npbench.errors import DataWarning, InputError, ValueOverflow
 from npbench.models.contracts.points import Points
 from npbench.scaling import Scaling
 from npbench.structure import TensorRecord
@@ -180,6 +181,24 @@ class Watch:
         watch = copy.copy(self)
         watch._said = set()
         return watch
+
+    def input_ends(self, margin: float, otherwise: tuple[float, float]) -> tuple[float, float]:
+        """The ends between which the first input lay in training, moved towards each other.
+
+        Args:
+            margin: how much room is left on either side, as a share of the width between.
+            otherwise: the ends if they are not known.
+
+        Raises:
+            InputError: if the margin is below 0.
+        """
+        if not 0 <= margin < math.inf:
+            raise InputError(f"margin={margin} must be 0 or more, a share of the width of inputs")
+        low, high = otherwise
+        if self.ranges is not None:
+            low, high = float(self.ranges.low[0]), float(self.ranges.high[0])
+        middle, half = (low + high) / 2, (high - low) / (2 + 4 * margin)
+        return middle - half, middle + half
 
     def look(self, points: Points) -> Extent:
         """The extent of targets, whose outputs are not known."""
