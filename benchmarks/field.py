@@ -205,9 +205,7 @@ def local(train: Split) -> Fitted:
 def regressor(model: str, steps: int) -> Callable[[Split], Fitted]:
     def fit(train: Split) -> Fitted:
         fitted = NeuralProcessRegressor(model, fine_tune=steps).fit(*train)
-        return Fitted(
-            lambda x: Prediction(*fitted.predict(x, return_std=True)), fitted.state_nbytes_
-        )
+        return Fitted(lambda x: Prediction(*fitted.predict(x, return_std=True)), fitted.nbytes_)
 
     return fit
 

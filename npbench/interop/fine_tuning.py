@@ -15,6 +15,8 @@ from npbench.task import Task
 _TASKS, _FEWEST, _MOST, _TARGETS = 8, 3, 64, 64
 # Most rows of a neighbourhood, in those of the largest task.
 _SPREAD = 16
+# Most rows of the context in a window.
+_MOST_IN_WINDOW = 1024
 
 
 def fine_tuned(
@@ -24,6 +26,7 @@ def fine_tuned(
     steps: int,
     learning_rate: float,
     seed: int,
+    window: tuple[float, float] | None = None,
 ) -> NeuralProcess:
     """The model after so many steps on tasks from the rows.
 
@@ -37,6 +40,9 @@ def fine_tuned(
         steps: of the optimiser, whose rates fall linearly to 0.
         learning_rate: of matrices, by Muon; Adam takes a tenth of it for all else.
         seed: of the tasks.
+        window: the ends between which the model's inputs lie. With it each task is what a window of
+            this width shows of the rows, moved to the model's range; for models that know nothing
+            but differences of positions.
 
     Raises:
         InputError: if there are too few rows, or nothing to train.
@@ -59,7 +65,7 @@ def fine_tuned(
     with torch.random.fork_rng(devices), in_mode(model, training=True), torch.enable_grad():
         torch.manual_seed(seed)
         for _ in range(steps):
-            task = _tasks(tables).map(
+            task = _tasks(tables, window).map(
                 lambda z: z.to(like.device, like.dtype if z.is_floating_point() else z.dtype)
             )
             optimizer.zero_grad()
@@ -73,9 +79,12 @@ def fine_tuned(
     return model
 
 
-def _tasks(tables: list[tuple[Tensor, Tensor]]) -> Task:
+def _tasks(tables: list[tuple[Tensor, Tensor]], window: tuple[float, float] | None) -> Task:
     """A batch of tasks, each of one of the tables, with zeros behind the points of the smaller."""
-    drawn = [_task(*tables[int(torch.randint(len(tables), ()))]) for _ in range(_TASKS)]
+    drawn: list[tuple[Tensor, ...]] = []
+    while len(drawn) < _TASKS:
+        table = tables[int(torch.randint(len(tables), ()))]
+        drawn.append(_task(*table) if window is None else _task_in_window(*table, window))
     parts = []
     for values in zip(*drawn, strict=True):
         most = max(len(value) for value in values)
@@ -96,6 +105,23 @@ def _task(
     number = int(torch.randint(_FEWEST, min(_MOST, len(rows) - 1) + 1, ()))
     context, targets = rows[:number], rows[number : number + _TARGETS]
     return x[context], y[context], x[targets], y[targets]
+
+
+def _task_in_window(
+    x: Float[Tensor, "rows dim_x"], y: Float[Tensor, "rows dim_y"], window: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A window around a random row; most often most of what it shows is context."""
+    low, high = window
+    centre = x[int(torch.randint(len(x), ()))]
+    rows = ((x - centre).abs() <= (high - low) / 2).all(dim=-1).nonzero()[:, 0]
+    rows = rows[torch.randperm(len(rows))]
+    most = min(_MOST_IN_WINDOW, max(1, len(rows) - _TARGETS))
+    number = 1 + int(torch.rand(2).amax() * most)
+    context, targets = rows[:number], rows[number : number + _TARGETS]
+    if not len(targets):  # a row that is alone in its window
+        targets = context
+    moved = x - centre + (low + high) / 2
+    return moved[context], y[context], moved[targets], y[targets]
 
 
 def _near(x: Float[Tensor, "rows dim_x"], rows: Int[Tensor, "some"]) -> Int[Tensor, "near"]:

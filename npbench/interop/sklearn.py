@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from torch import Tensor
 from npbench.blocks import InferredNoise
 from npbench.errors import DataWarning, InputError
 from npbench.interop.fine_tuning import fine_tuned
-from npbench.models import NeuralProcess, SecondMomentNP
+from npbench.models import LocatedCMANP, NeuralProcess, SecondMomentNP
 from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedState, State
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
@@ -39,6 +39,8 @@ _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "correct
 # Lengths of the prior's functions, in the standard deviations of one of d inputs times √d.
 _LENGTHS = 0.3, 4.0
 _DEFAULT_ENDS = -2.0, 2.0
+# Rows for each place of a state whose resolution follows the data.
+_ROWS_OF_PLACE = 6
 # Inputs beyond this share of the width of what was fitted are far outside.
 _FAR = 0.25
 # Rows that are predicted at a time.
@@ -76,7 +78,9 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         scaling: the units themselves, if they are not to be fitted on the first rows.
         tiles: how many ranges of the model's training the inputs span in each direction: for long
             series and large fields, of models that move to other ranges (`model.on`), such as
-            `LocatedCMANP`. The state grows with it, and resolves smaller things.
+            `LocatedCMANP`. The state grows with it, and resolves smaller things. "auto" takes as
+            many as leave each place of a `LocatedCMANP` six of the first rows, and else 1.
+        max_bytes: of the state that "auto" aims at.
         margin: how much room is kept for the inputs of later rows, on either side of the first
             ones, as a share of their width: some models absorb none outside of their range.
         dates: what dates in data frames are as numbers, such as "days since 2020-01-01".
@@ -92,6 +96,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         n_features_in_: number of inputs.
         feature_names_in_: names of the inputs, of a data frame.
         output_names_: names of the outputs.
+        tiles_: how many ranges of training the inputs span.
+        nbytes_: bytes that the states take.
 
     Example:
         >>> import npbench
@@ -110,7 +116,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         *,
         units: Mapping[str, str] | None = None,
         scaling: Scaling | None = None,
-        tiles: float = 1.0,
+        tiles: float | Literal["auto"] = "auto",
+        max_bytes: int = 10_000_000,
         margin: float = 0.025,
         dates: str | None = None,
         fine_tune: int = 0,
@@ -122,6 +129,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self.units = units
         self.scaling = scaling
         self.tiles = tiles
+        self.max_bytes = max_bytes
         self.margin = margin
         self.dates = dates
         self.fine_tune = fine_tune
@@ -142,16 +150,19 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         """
         self._dates: str | None = None
         x, y = self._rows(X, y, reset=True)
-        self._choose_units(x, y)
-        base = self._base_model(x.shape[1])
         self._parts = []
-        self.model_ = base
+        self.tiles_ = self._chosen_tiles(*x.shape)
+        self._choose_units(x, y)
+        trained = self._trained_model(x.shape[1])
         if self.fine_tune:
-            numbers = self._numbers(x, y)
-            seed = self._seed(self.random_state)
-            self.model_ = fine_tuned(
-                deepcopy(base), *numbers, self.fine_tune, self.learning_rate, seed
+            numbers, seed = self._numbers(x, y), self._seed(self.random_state)
+            window = None
+            if self.tiles_ != 1:
+                window = trained.watch.input_ends(0.0, _DEFAULT_ENDS)
+            trained = fine_tuned(
+                deepcopy(trained), *numbers, self.fine_tune, self.learning_rate, seed, window
             )
+        self.model_ = self._moved(trained)
         self._parts = [
             _Part(model, self._absorb(model, *_known(x, y[:, outputs])), outputs)
             for model, outputs in self._models()
@@ -341,7 +352,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if any(not isinstance(part.state, SavedState) for part in self._parts):
             raise InputError(f"states of {type(self.model_).__name__} are not kept in files")
         source = self.model if self.model is not None else self._default(self.n_features_in_)
-        if isinstance(source, str | os.PathLike) and not self.fine_tune and self.tiles == 1:
+        if isinstance(source, str | os.PathLike) and not self.fine_tune and self.tiles_ == 1:
             checkpoint = find(source)
         else:
             folder = Path(f"{os.fspath(path)}.model")
@@ -385,7 +396,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if about["named"]:
             regressor.feature_names_in_ = np.array(regressor.scaling_.x_names, dtype=object)
         regressor._is_flat = about["is_flat"]
-        base = regressor._base_model(regressor.n_features_in_)
+        base = regressor._trained_model(regressor.n_features_in_)
+        regressor.tiles_ = 1.0
         regressor.model_, regressor._parts = base, []
         models = list(regressor._models())
         owner = models[0][0] if len(models) == 1 else base
@@ -398,6 +410,11 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             for index, (each, outputs) in enumerate(models)
         ]
         return regressor
+
+    @property
+    def nbytes_(self) -> int:
+        check_is_fitted(self)
+        return sum(part.state.nbytes for part in self._parts)
 
     @property
     def output_names_(self) -> list[str]:
@@ -500,7 +517,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
     def _ends(self, num_inputs: int) -> tuple[float, float]:
         """What inputs run between: less than in the model's training by the margin."""
         low, high = self._trained_model(num_inputs).watch.input_ends(self.margin, _DEFAULT_ENDS)
-        return _stretched(low, high, self.tiles)
+        return _stretched(low, high, self.tiles_)
 
     # The model and its states.
 
@@ -508,10 +525,22 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         name = f"gp-{num_inputs}d"
         return name if name in names() else None
 
-    def _base_model(self, num_inputs: int) -> NeuralProcess:
-        """The model in its own numbers, on the range of the inputs."""
+    def _chosen_tiles(self, num_rows: int, num_inputs: int) -> float:
+        if self.tiles != "auto":
+            return float(self.tiles)
         model = self._trained_model(num_inputs)
-        if self.tiles == 1:
+        if not isinstance(model, LocatedCMANP) or model.places.learned or model.dim_x > 2:
+            return 1.0
+        places = model.places.number
+        nothing = torch.zeros(1, 0, model.dim_x), torch.zeros(1, 0, model.dim_y)
+        with evaluating(model):
+            bytes_of_place = model.condition(*nothing).nbytes / places
+        most = min(num_rows / _ROWS_OF_PLACE, self.max_bytes / bytes_of_place)
+        return max(1.0, (most / places) ** (1 / model.dim_x))
+
+    def _moved(self, model: NeuralProcess) -> NeuralProcess:
+        """The model on the range of the inputs, in its own numbers."""
+        if self.tiles_ == 1:
             return model
         move: Any = getattr(model, "on", None)
         if move is None:
@@ -520,7 +549,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 f"other ranges"
             )
         low, high = model.watch.input_ends(0.0, _DEFAULT_ENDS)
-        return move(*_stretched(low, high, self.tiles))
+        return move(*_stretched(low, high, self.tiles_))
 
     def _trained_model(self, num_inputs: int) -> NeuralProcess:
         source = self.model if self.model is not None else self._default(num_inputs)

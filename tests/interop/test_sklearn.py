@@ -248,6 +248,35 @@ def test_tiles_hold_a_longer_series_at_the_scale_of_training(tmp_path: Path) -> 
         NeuralProcessRegressor(tiles=-2.0).fit(x, y)
 
 
+def small_field_model() -> LocatedCMANP:
+    torch.manual_seed(0)
+    return LocatedCMANP(dim_x=2, dim_y=1, dim_model=16, num_heads=4, num_layers=1,
+                        dim_feedforward=16, places=Places(-2.0, 2.0, number=16))  # fmt: skip
+
+
+@pytest.mark.parametrize(("max_bytes", "number"), [(10_000_000, 100), (12_000, 53)])
+def test_the_resolution_follows_the_rows_and_the_bytes(max_bytes: int, number: int) -> None:
+    x = np.random.default_rng(0).uniform(size=(600, 2))
+    regressor = NeuralProcessRegressor(small_field_model(), margin=0.0, max_bytes=max_bytes)
+    regressor.fit(x, x.sum(axis=1))
+    assert regressor.model_.places.number == pytest.approx(number, rel=0.3)
+    assert regressor.nbytes_ < 1.1 * max_bytes
+    few = NeuralProcessRegressor(small_field_model()).fit(x[:60], x[:60, 0])
+    assert few.tiles_ == 1.0
+
+
+def test_a_field_is_learned_window_by_window() -> None:
+    """At the scale at which the moved model sees it; the weights are another's afterwards."""
+    x = np.random.default_rng(0).uniform(size=(800, 2))
+    y = np.sin(15 * x[:, 0])
+    model = small_field_model()
+    plain = NeuralProcessRegressor(model, random_state=0).fit(x[:700], y[:700])
+    tuned = NeuralProcessRegressor(model, fine_tune=100, random_state=0).fit(x[:700], y[:700])
+    assert plain.tiles_ == tuned.tiles_ > 2
+    errors = [np.abs(r.predict(x[700:]) - y[700:]).mean() for r in (plain, tuned)]
+    assert errors[1] < 0.75 * errors[0]
+
+
 def test_what_cannot_be_is_refused_in_one_sentence() -> None:
     x, y = days(1)
     tnpd = TNPD(dim_x=1, dim_y=1, dim_model=8, num_heads=1, num_layers=1, dim_feedforward=8)
