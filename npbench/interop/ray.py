@@ -335,7 +335,8 @@ def _checked(model: NeuralProcess, x: Sequence[str], y: Sequence[str]) -> Mergin
             f"the states of {type(model).__name__} do not merge, so that workers cannot share its "
             f"context; those of CMANP, LocatedCMANP and SecondMomentNP do"
         )
-    for name, columns, dim in (("x", x, model.dim_x), ("y", y, model.dim_y)):
+    for name, columns, own in zip("xy", (x, y), model.columns, strict=True):
+        dim = len(own)
         if isinstance(columns, str) or len(columns) != dim:
             raise InputError(
                 f"{name} must be a list of {dim} column(s) for a model with dim_{name}={dim}, and "
@@ -411,7 +412,7 @@ def _prior(model: MergingProcess) -> SavedState:
     """The state of no points, where states are merged."""
     like = next(model.parameters())
     with evaluating(model):
-        x, y = (like.new_zeros(1, 0, dim) for dim in (model.dim_x, model.dim_y))
+        x, y = (like.new_zeros(1, 0, len(names)) for names in model.columns)
         return model.condition(x, y).to("cpu")
 
 

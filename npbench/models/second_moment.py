@@ -176,5 +176,5 @@ class SecondMomentJointNP(SecondMomentProcess):
         self, state: SecondMomentState, xt: Tensor, num_samples: int
     ) -> Float[Tensor, "samples batch target dim_y"]:
         functions = self.sample_functions(state, num_samples)
-        values = functions(xt)
+        values = functions.of_numbers(xt)
         return values + functions.noise_std[..., None, None] * torch.randn_like(values)

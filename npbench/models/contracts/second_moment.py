@@ -15,6 +15,7 @@ from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.sums import MixtureSumProcess, SumState
+from npbench.scaling import Scaling
 from npbench.structure import TensorRecord
 
 
@@ -42,12 +43,14 @@ class SampledFunctions(TensorRecord):
     r"""Functions $f(x) = w^\top \varphi(x)$ that a model has drawn, to be evaluated anywhere.
 
     Calls are consistent with each other: the functions are their weights, which are kept. A value
-    costs a dot product of m numbers. `noise_std` is what an observation adds to the function.
+    costs a dot product of m numbers. `noise_std` is what an observation adds to the function, in
+    the model's numbers. Inputs and values are in the units of the model, if it has any.
     """
 
     weights: Float[Tensor, "samples batch m dim_y"]
     frequencies: Float[Tensor, "features dim_x"]
     noise_std: Float[Tensor, "samples batch"]
+    scaling: Scaling | None = None
 
     def __call__(
         self, x: Float[Tensor, "batch points dim_x"]
@@ -57,11 +60,20 @@ class SampledFunctions(TensorRecord):
         Raises:
             InputError: if x has another number of tasks or inputs.
         """
-        if x.ndim != 3 or x.shape[::2] != (self.weights.shape[1], self.frequencies.shape[1]):
+        width = self.frequencies.shape[1] if self.scaling is None else len(self.scaling.x)
+        if x.ndim != 3 or x.shape[::2] != (self.weights.shape[1], width):
             raise InputError(
-                f"x has shape {list(x.shape)}; expected [{self.weights.shape[1]}, points, "
-                f"{self.frequencies.shape[1]}]"
+                f"x has shape {list(x.shape)}; expected [{self.weights.shape[1]}, points, {width}]"
             )
+        if self.scaling is None:
+            return self.of_numbers(x)
+        numbers = self.scaling.encode_x(x).to(self.frequencies)
+        return self.scaling.decode_y(self.of_numbers(numbers))
+
+    def of_numbers(
+        self, x: Float[Tensor, "batch points dim_x"]
+    ) -> Float[Tensor, "samples batch points dim_y"]:
+        """The same in the model's own numbers."""
         return fourier_features(x, self.frequencies) @ self.weights
 
 
@@ -119,7 +131,8 @@ class SecondMomentProcess(MixtureSumProcess):
             mean, root = posterior.mean[task, head], posterior.root[task, head]
             weights = mean + root.mT @ torch.randn_like(mean)
             frequencies = self.heads.features.frequencies()
-            return SampledFunctions(weights, frequencies, posterior.noise_std[task, head])
+            noise_std = posterior.noise_std[task, head]
+            return SampledFunctions(weights, frequencies, noise_std, self.scaling)
 
     def _condition(self, chunks: Iterator[Points]) -> SecondMomentState:
         if not (self.training and torch.is_grad_enabled()):

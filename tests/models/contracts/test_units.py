@@ -214,3 +214,13 @@ def test_quantiles_are_of_probabilities(levels: list[float]) -> None:
     state = model.condition(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
     with pytest.raises(InputError, match="must be probabilities between 0 and 1"):
         model.quantiles(state, torch.zeros(1, 1, 1), levels)
+
+
+@torch.no_grad()
+def test_drawn_functions_are_in_the_units() -> None:
+    model, scaling, bare, task = model_and_task("SecondMomentNP")
+    drawn = []
+    for each, of in ((model, bare), (model.scaled(scaling), task)):
+        torch.manual_seed(0)
+        drawn.append(each.sample_functions(each.condition(of.xc, of.yc), 3)(of.xt))
+    np.testing.assert_allclose(drawn[1], scaling.decode_y(drawn[0]), 1e-6, 1e-6)
