@@ -115,7 +115,7 @@ def test_a_model_that_comes_with_npbench_answers_in_the_units_of_a_table(
     first = ["condition", "--ckpt", "gp-1d", "--data", few, "--x", "hour", "--y", "celsius"]
     assert main([*first, "--units", "celsius=standard", "--out", state]) is None
     assert main(["query", "--state", state, "--targets", few, "--out", out]) is None
-    regressor = npbench.NeuralProcessRegressor().fit(frame[["hour"]], frame["celsius"])
+    regressor = npbench.NeuralProcessRegressor("gp-1d").fit(frame[["hour"]], frame["celsius"])
     mean, std = regressor.predict(frame[["hour"]], return_std=True)
     answers = pd.read_csv(out)
     np.testing.assert_allclose(answers["celsius_mean"], mean, 1e-4)

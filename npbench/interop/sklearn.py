@@ -36,8 +36,8 @@ from npbench.scaling import Column, Scaling
 
 # What the prior is made of for numbers of inputs that no model is trained for.
 _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "corrected": False}
-# Lengths of the prior's functions, in the standard deviations of one of d inputs times √d.
-_LENGTHS = 0.3, 4.0
+# Lengths of the prior's functions, of inputs from −2 to 2: of one, and of d times √d.
+_LENGTHS_OF_ONE, _LENGTHS = (0.05, 4.0), (0.3, 4.0)
 _DEFAULT_ENDS = -2.0, 2.0
 # Rows for each place of a state whose resolution follows the data.
 _ROWS_OF_PLACE = 6
@@ -558,7 +558,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if source is not None:
             return load(source).scaled(None)
         dim_x = self.scaling_.dim_x if hasattr(self, "scaling_") else num_inputs
-        low, high = (length * dim_x**0.5 for length in _LENGTHS)
+        lengths = _LENGTHS_OF_ONE if dim_x == 1 else _LENGTHS
+        low, high = (length * dim_x**0.5 for length in lengths)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return SecondMomentNP(dim_x, 1, lengths=(low, high), **_PRIOR).eval()
