@@ -42,16 +42,18 @@ def main(args: Sequence[str] | None = None) -> None:
     # Class paths may name modules of the working folder; those that are installed come first.
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)
-    args = sys.argv[1:] if args is None else args
-    command, *rest = args or [""]
+    command, *rest = (sys.argv[1:] if args is None else args) or [""]
     if command in ("-h", "--help"):
         listed = (f"  {name:17}{command.summary}" for name, command in COMMANDS.items())
         print(_HELP.format(commands="\n".join(listed)), end="")
         raise SystemExit(0)
     try:
-        if any("npbench:" in argument for argument in args):
-            args = import_module("npbench.commands.packaged").with_packaged(args)
-            rest = list(args[1:])
+        if any("npbench:" in word for word in rest):
+            rest = import_module("npbench.commands.packaged").with_packaged(rest)
+            if args is None:  # Lightning reads them itself
+                sys.argv[2:] = rest
+            else:
+                args = [command, *rest]
         if command in COMMANDS:
             run = import_module(f"npbench.commands.{COMMANDS[command].module}").run
             # Lightning takes the arguments with the command before them.
