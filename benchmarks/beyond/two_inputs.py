@@ -40,16 +40,16 @@ class BlockMomentNP(StoredContextProcess):
         frequencies: Literal["isotropic", "ridge"] = "isotropic",
     ) -> None:
         super().__init__(dim_x=2, dim_y=1)
-        spread = 1 / torch.tensor(spaced_lengths(num_heads, (-2.0, 2.0), None))
-        if frequencies == "ridge":  # lengths in turn, directions over the half circle
-            spread = spread.view(-1, 4)[:, :1].expand(-1, 4).flatten() if num_heads >= 8 else spread
+        if frequencies == "ridge":  # three lengths, each along four directions
+            spread = 1 / torch.tensor(spaced_lengths(num_heads, (-2.0, 2.0), None)[::4])
             angle = math.pi * torch.arange(num_heads) / 4
-            direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
             level = (torch.arange(num_features) + 0.5) / num_features
-            self.along = Offset(torch.special.ndtri(0.5 + level / 2) * spread[:, None], _RATE)
-            self.direction = Offset(direction, _RATE)
+            normal = torch.special.ndtri(0.5 + level / 2)
+            self.along = Offset(normal * spread.repeat_interleave(4)[:, None], _RATE)
+            self.direction = Offset(torch.stack([angle.cos(), angle.sin()], dim=-1), _RATE)
         else:
             self.along = None
+            spread = 1 / torch.tensor(spaced_lengths(num_heads, (-2.0, 2.0), None))
             uniform = torch.quasirandom.SobolEngine(2 * num_heads, scramble=True, seed=0)
             normal = torch.special.ndtri(uniform.draw(num_features).clamp(1e-6, 1 - 1e-6))
             normal = normal.view(num_features, num_heads, 2).transpose(0, 1)
