@@ -138,6 +138,18 @@ def test_a_model_that_comes_with_npbench_answers_in_the_units_of_a_table(
         assert message in capsys.readouterr().err
 
 
+def test_models_with_and_without_units_are_compared_in_those_of_the_table(
+    run: Path, tmp_path: Path
+) -> None:
+    words = ["before=gp-1d", f"after={run}", "--config", f"{run}/config.yaml"]
+    out = ["--out", str(tmp_path), "--sizes", "9", "9", "2", "--device", "cpu"]
+    assert main(["compare", *words, *out]) is None
+    table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
+    assert (table["rmse"] > 0.3).all()
+    assert (table["rmse"] < 15).all()
+    assert table["crps"].notna().all()
+
+
 def test_an_exported_model_is_the_model(run: Path, tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text("Fine-tuned for a test.")
     words = ["export", run, "--out", tmp_path / "mine", "--card", tmp_path / "card.md"]

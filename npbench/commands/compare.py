@@ -27,6 +27,7 @@ from npbench.files import only_writer, output_file
 from npbench.messages import CommandParser
 from npbench.metrics import metrics_of
 from npbench.models.contracts.process import NeuralProcess, evaluating
+from npbench.offers import OffersScaling
 from npbench.profiling import PointPhases
 from npbench.task import Task
 
@@ -166,6 +167,8 @@ def compare(
     rows, tasks = {}, pd.DataFrame(_facts(batches))
     for run in runs:
         model = run.model.to(device)
+        if model.scaling is None and isinstance(data, OffersScaling):
+            model.scaling = data.scaling  # as of a model that `npbench test` is given
         described = progress.track(batches, total=len(batches), description=run.name)
         rows[run.name], tasks[run.name] = evaluate(model, described, device)
         rows[run.name] |= cost(model, device, sizes)
