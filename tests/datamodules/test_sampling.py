@@ -130,7 +130,7 @@ def test_gaussian_processes_and_images_agree_in_the_arguments_that_they_share(
     module: type,
 ) -> None:
     """But for the numbers that their papers fix."""
-    protocol = {"max_num_points", "batch_size", "num_val_tasks", "num_test_tasks"}
+    protocol = {"x_range", "max_num_points", "batch_size", "num_val_tasks", "num_test_tasks"}
     ours, theirs = parameters(GPDataModule), parameters(module)
     shared = ours.keys() & theirs.keys() - protocol
     assert shared >= {"min_num_points", "vary_sizes", "t_noise", "seed", "eval_seed"}
