@@ -108,6 +108,12 @@ def condition_dataset(
             that cannot be absorbed, of which file, row and column are named, and on no rows.
 
     Example:
+        >>> from npbench.models import TNPD
+        >>> condition_dataset(TNPD(dim_x=1, dim_y=1), "readings/", ["hour"], ["load"])
+        Traceback (most recent call last):
+        ...
+        npbench.errors.InputError: the states of TNPD do not merge, so that workers cannot share \
+        its context; those of CMANP, LocatedCMANP and SecondMomentNP do
         >>> state = condition_dataset(
         ...     model, "s3://bucket/weather/", ["lat", "lon"], ["temperature"]
         ... )  # doctest: +SKIP
