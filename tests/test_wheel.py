@@ -33,7 +33,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_it_trains_conditions_and_predicts(installed: Path, tmp_path: Path) -> None:
     hours = np.arange(100.0)
-    table = pd.DataFrame({"hour": hours, "load": np.sin(hours)})
+    table = pd.DataFrame({"hour": hours, "load": np.sin(hours / 10)})
     table.to_csv(tmp_path / "load.csv", index=False)
     environment = os.environ | {"PYTHONPATH": str(installed)}
 

@@ -10,6 +10,8 @@ Needs the extra `ray`: `pip install "npbench[ray]"`.
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -62,10 +64,14 @@ def connect(address: str | None = None) -> None:
         return
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    # Ray would end the program on SIGTERM by itself, before what is unfinished is put away.
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster answers at {address}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
 

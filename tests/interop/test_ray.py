@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,11 +32,13 @@ ROWS, FILES = 3000, 4
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     # Readers of files need a core beside the two workers, whether or not the machine has it.
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +191,15 @@ def test_what_cannot_be_absorbed_is_said_at_the_door(folder: Path) -> None:
 def test_a_program_that_is_connected_stays_so() -> None:
     connect("no-such-host:1")
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_connecting_leaves_the_handling_of_signals_alone() -> None:
+    code = (
+        "import signal\n"
+        "from npbench.interop.ray import connect\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
+        "connect()\n"
+        "assert signal.getsignal(signal.SIGTERM) is before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
