@@ -273,17 +273,25 @@ class BayesianHeads(nn.Module):
             log_evidence.double(),
         )
 
-    def log_evidence(self, moments: SecondMoments) -> Float[Tensor, "batch heads"]:
-        """$\\log Z$, without the rest of the posterior."""
-        prior_std, noise_std = self.prior_std.double(), self.noise_std.double()
-        precision, projected = _equations(moments, prior_std, noise_std)
+    def log_evidence(
+        self, moments: SecondMoments, noise_std: Float[Tensor, "batch heads"] | None = None
+    ) -> Float[Tensor, "batch heads"]:
+        r"""$\log Z$, without the rest of the posterior.
+
+        With `noise_std` the noise κσ of each task is known, and the functions' scale follows it:
+        $-\tfrac 12 [nd \log 2 \pi \kappa^2 \sigma^2 + d \log \det P + q / \kappa^2]$.
+        """
+        prior_std, own_noise_std = self.prior_std.double(), self.noise_std.double()
+        precision, projected = _equations(moments, prior_std, own_noise_std)
         inverse, log_det = inverse_and_log_det(precision)
         explained = (projected * (inverse @ projected)).sum(dim=(-2, -1))
-        number, dim_y = (
-            moments.squares.shape[-1] * moments.count[:, None],
-            moments.squares.shape[-1],
-        )
-        return self._with_noise(_misfit(moments, noise_std, explained), number, log_det, dim_y)[1]
+        misfit = _misfit(moments, own_noise_std, explained)
+        dim_y = moments.squares.shape[-1]
+        number = dim_y * moments.count[:, None]
+        if noise_std is None:
+            return self._with_noise(misfit, number, log_det, dim_y)[1]
+        normaliser = number * (math.log(2 * math.pi) + 2 * noise_std.log()) + dim_y * log_det
+        return -0.5 * (normaliser + misfit * (own_noise_std / noise_std).square())
 
     def _with_noise(
         self,

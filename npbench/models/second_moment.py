@@ -87,15 +87,13 @@ class SecondMomentNP(SecondMomentProcess):
         noise: InferredNoise | None = None,
         corrected: bool = True,
     ) -> None:
-        lengths, stds = spaced_lengths(num_heads, x_range, lengths), [prior_std] * num_heads
-        if noise is not None:
-            lengths, stds = noise.heads(lengths, noise_std)
-        count = None if noise is None else noise.count
-        heads = BayesianHeads(dim_x, num_features, lengths, stds, noise_std, rate, count)
+        lengths = spaced_lengths(num_heads, x_range, lengths)
+        heads = _heads(dim_x, num_features, lengths, prior_std, noise_std, rate, noise)
         super().__init__(dim_x, dim_y, heads, likelihood)
         self.correct = None
         if corrected:
-            self.correct = MixtureCorrection(len(lengths), dim_y, dim_model, dim_feedforward)
+            number = len(heads.noise_std)
+            self.correct = MixtureCorrection(number, dim_y, dim_model, dim_feedforward)
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
         mixture = self._bayesian_mixture(state.posterior, xt)
@@ -139,9 +137,10 @@ class SecondMomentJointNP(SecondMomentProcess):
         prior_std: float = 0.5,
         noise_std: float = 0.1,
         rate: float = 20.0,
+        noise: InferredNoise | None = None,
     ) -> None:
         lengths = spaced_lengths(num_heads, x_range, lengths)
-        heads = BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
+        heads = _heads(dim_x, num_features, lengths, prior_std, noise_std, rate, noise)
         super().__init__(dim_x, dim_y, heads)
 
     def _query(self, state: SecondMomentState, xt: Tensor) -> Distribution:
@@ -164,7 +163,12 @@ class SecondMomentJointNP(SecondMomentProcess):
 
     def _log_likelihood(self, state: SecondMomentState, targets: Points) -> Float[Tensor, "batch"]:
         everything = state.moments.merge(self._absorb(targets))
-        gained = self.heads.log_evidence(everything) - state.posterior.log_evidence
+        if self.heads.log_noise_count is None:
+            gained = self.heads.log_evidence(everything) - state.posterior.log_evidence
+        else:
+            noise_std = state.posterior.noise_std.double()
+            gained = self.heads.log_evidence(everything, noise_std)
+            gained = gained - self.heads.log_evidence(state.moments, noise_std)
         log_density = (self.heads.log_weights(state.posterior) + gained).logsumexp(dim=-1)
         return (log_density / targets.count).to(targets.y.dtype)
 
@@ -178,3 +182,19 @@ class SecondMomentJointNP(SecondMomentProcess):
         functions = self.sample_functions(state, num_samples)
         values = functions.of_numbers(xt)
         return values + functions.noise_std[..., None, None] * torch.randn_like(values)
+
+
+def _heads(
+    dim_x: int,
+    num_features: int,
+    lengths: list[float],
+    prior_std: float,
+    noise_std: float,
+    rate: float,
+    noise: InferredNoise | None,
+) -> BayesianHeads:
+    """A head for each length; with inferred noise, for each length and ratio."""
+    if noise is None:
+        return BayesianHeads(dim_x, num_features, lengths, prior_std, noise_std, rate)
+    lengths, stds = noise.heads(lengths, noise_std)
+    return BayesianHeads(dim_x, num_features, lengths, stds, noise_std, rate, noise.count)

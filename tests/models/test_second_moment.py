@@ -250,8 +250,11 @@ def test_the_likelihood_may_be_the_mixtures_gaussian() -> None:
 # Jointly, and as functions
 
 
-def test_the_joint_likelihood_is_that_of_the_mixture_of_multivariate_normals() -> None:
-    model = model_of("SecondMomentJointNP", dim_y=2)
+@pytest.mark.parametrize("noise", [None, InferredNoise(ratios=(0.5, 5.0))], ids=["", "inferred"])
+def test_the_joint_likelihood_is_that_of_the_mixture_of_multivariate_normals(
+    noise: InferredNoise | None,
+) -> None:
+    model = model_of("SecondMomentJointNP", dim_y=2, noise=noise)
     task = random_task(3, 7, 5, dim_y=2, dtype=torch.float64)
     dist = model.query(model.condition(task.xc, task.yc), task.xt)
     expected = dist.log_prob(task.yt.flatten(1)) / 5
