@@ -156,7 +156,8 @@ def point_results(model: NeuralProcess, device: torch.device) -> dict[str, Tenso
     with evaluating(model):
         state = model.condition(task.xc, task.yc, task.context_mask)
         with same_random_numbers():
-            results |= model.evaluate(task)._asdict()
+            evaluation = model.evaluate(task)._asdict()
+        results |= {name: value for name, value in evaluation.items() if value is not None}
         with same_random_numbers():
             results["marginals"] = torch.stack(model.marginals(state, task.xt))
         with same_random_numbers():

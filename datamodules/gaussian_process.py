@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, StudentT
 
 from datamodules.kernels import RandomKernel
+from datamodules.readings import Readings
 from datamodules.sampling import ContextTargetSplit
 from npbench.task import Exact, Task
 
@@ -18,6 +19,7 @@ class GPDraw:
     """All the random numbers of a batch of tasks. Whoever draws them chooses the order.
 
     The first `num_context` points of a task are its context, the next `num_target` its targets.
+    With `readings` the former are sites, each of which is read several times.
     """
 
     num_context: Int[Tensor, "batch"]
@@ -26,6 +28,7 @@ class GPDraw:
     hyperparameters: list[Tensor]
     white: Float[Tensor, "batch points dim_y"]
     outliers: Float[Tensor, "batch points dim_y"] | None
+    readings: Readings | None = None
 
     @classmethod
     def stack(cls, draws: list["GPDraw"]) -> "GPDraw":
@@ -41,6 +44,7 @@ class GPDraw:
             [torch.cat(values) for values in zip(*(d.hyperparameters for d in draws))],
             cat("white"),
             None if draws[0].outliers is None else cat("outliers"),
+            None if draws[0].readings is None else Readings.stack([d.readings for d in draws]),
         )
 
     def __len__(self) -> int:
@@ -55,6 +59,7 @@ class GPDraw:
             [values[tasks] for values in self.hyperparameters],
             self.white[tasks],
             None if self.outliers is None else self.outliers[tasks],
+            None if self.readings is None else self.readings[tasks],
         )
 
     @property
@@ -71,10 +76,23 @@ class GPDraw:
     def factor(
         self, kernel: RandomKernel, noise_std: float
     ) -> Float[Tensor, "batch points points"]:
-        """The Cholesky factor of the covariance of all observations of each task."""
+        """The Cholesky factor of the covariance of all observations of each task, of which the
+        readings of a site are one: their mean."""
         covariance = kernel.covariance(self.x.double(), self.hyperparameters)
-        covariance.diagonal(dim1=-2, dim2=-1).add_(noise_std**2)
+        own = kernel.noise_variance(len(self), self.hyperparameters)
+        more = self.noise_variance(kernel, noise_std) - own[:, None]
+        covariance.diagonal(dim1=-2, dim2=-1).add_(more)
         return psd_safe_cholesky(covariance)
+
+    def noise_variance(
+        self, kernel: RandomKernel, noise_std: float
+    ) -> Float[Tensor, "batch points"]:
+        """The variance of the noise of each observation: the kernel's own and `noise_std`²."""
+        own = kernel.noise_variance(len(self), self.hyperparameters)
+        variance = (noise_std**2 + own)[:, None].expand(self.x.shape[:2])
+        if self.readings is None:
+            return variance
+        return variance.where(~self.is_context, variance / self.readings.number[:, None])
 
 
 def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bool) -> Task:
@@ -87,6 +105,7 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
     is that of their own $\epsilon$ over $\prod L_{ii}$.
 
     `exact` is None where outliers were added, because the Gaussian process is not the truth then.
+    Where sites are read several times, y are the means of their readings, which say all.
     """
     with torch.no_grad():
         x = draw.x.double()
@@ -95,7 +114,13 @@ def realise(kernel: RandomKernel, draw: GPDraw, noise_std: float, with_exact: bo
         if draw.outliers is not None:
             return _split(draw, x, y + draw.outliers, exact=None)
         exact = _exact(draw, factor, y) if with_exact else None
-        return _split(draw, x, y, exact)
+        task = _split(draw, x, y, exact)
+        if draw.readings is None:
+            return task
+        variance = noise_std**2 + kernel.noise_variance(len(draw), draw.hyperparameters)
+        split = ContextTargetSplit(draw.num_context, draw.num_target)
+        split, xc, yc = draw.readings.context(split, x, y, variance.sqrt())
+        return replace(task, xc=xc.float(), yc=yc.float(), context_mask=split.context_mask)
 
 
 def observed(
@@ -103,25 +128,27 @@ def observed(
 ) -> tuple[GPDraw, Float[Tensor, "batch points dim_y"]]:
     r"""A draw of which the function itself is known too, without the noise of observations.
 
-    With $K = U \Lambda U^\top$ the function is $f = U \Lambda^{1/2} \epsilon$ and the observations
-    are $y = f + \sigma \eta$; the new draw has the white noise $L^{-1} y$, of which `realise` makes
-    them. An eigenvalue that rounding made negative counts as 0.
+    With $K = U \Lambda U^\top$, without the noise that is the kernel's own, the function is
+    $f = U \Lambda^{1/2} \epsilon$ and the observations are $y = f + \sigma \eta$; the new draw has
+    the white noise $L^{-1} y$, of which `realise` makes them. An eigenvalue that rounding made
+    negative counts as 0.
 
     Args:
         kernel: of the process.
         draw: whose white noise is that of the function.
-        noise_std: standard deviation σ of the noise.
+        noise_std: standard deviation of the noise that is not the kernel's.
         noise: η, of the standard normal distribution.
 
     Returns:
         The draw of the observations, and the function at all points.
     """
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(
-            kernel.covariance(draw.x.double(), draw.hyperparameters)
-        )
+        covariance = kernel.covariance(draw.x.double(), draw.hyperparameters)
+        own = kernel.noise_variance(len(draw), draw.hyperparameters)
+        covariance.diagonal(dim1=-2, dim2=-1).sub_(own[:, None])
+        values, vectors = torch.linalg.eigh(covariance)
         function = vectors @ (values.clamp(min=0.0).sqrt()[..., None] * draw.white)
-        y = function + noise_std * noise
+        y = function + draw.noise_variance(kernel, noise_std).sqrt()[..., None] * noise
         white = torch.linalg.solve_triangular(draw.factor(kernel, noise_std), y, upper=False)
     return replace(draw, white=white), function
 

@@ -13,6 +13,7 @@ from datamodules.bayes import BayesianCeiling
 from datamodules.gaussian_process import GPDraw, observed, outliers, realise
 from datamodules.kernels import RandomKernel, released_rbf
 from datamodules.loading import DrawnTaskDataModule, Part, at_least_one, check_range
+from datamodules.readings import Readings, Repeats
 from datamodules.sampling import ContextTargetSplit, TaskSizes
 from datamodules.seeding import seeded
 from npbench.errors import InputError
@@ -75,6 +76,10 @@ class GPDataModule(DrawnTaskDataModule):
             out. The first evaluation computes it, and each worker keeps it in memory.
         x_grid: inputs lie on a grid of so many points in each dimension, both ends of `x_range`
             among them, and no two points of a task are the same; by default they are scattered.
+        repeats: fewest and most noisy readings of each context site. A task draws one number,
+            log-uniformly, for all of its sites, and the tasks of a batch share it unless
+            `vary_sizes`. The N of `max_num_points` counts sites; targets are read once. The noise
+            is `noise_std` and any `Noise` that is a summand of the kernel.
         seed: seed of the training tasks.
         eval_seed: seed of the validation, test and prediction tasks.
         num_workers: processes that draw tasks; 0 draws in the training process.
@@ -107,6 +112,7 @@ class GPDataModule(DrawnTaskDataModule):
         curriculum: Curriculum | None = None,
         bayes_grid: int = 0,
         x_grid: int | None = None,
+        repeats: tuple[int, int] = (1, 1),
         seed: int = 0,
         eval_seed: int = 0,
         num_workers: int = 0,
@@ -147,6 +153,12 @@ class GPDataModule(DrawnTaskDataModule):
         if x_grid is not None:
             _check_grid(x_grid, dim_x, self.sizes)
         self.x_grid = x_grid
+        self.repeats = Repeats(*repeats)
+        if self._is_repeated and (bayes_grid or t_noise is not None or self.kernel.hides_noise):
+            raise InputError(
+                f"repeats={list(repeats)} go neither with bayes_grid nor with t_noise, nor with a "
+                f"Noise kernel that is no summand; leave them out"
+            )
         self._known: dict[tuple[int, int], Bayes] = {}
         self.seed = seed
         self.eval_seed = eval_seed
@@ -169,7 +181,8 @@ class GPDataModule(DrawnTaskDataModule):
                 real = self.kernel.draw(self.batch_size)
             draw.hyperparameters[:] = [torch.lerp(e, r, progress) for e, r in zip(easy, real)]
         task = realise(self.kernel, draw, self.noise_std, with_exact=False)
-        return task.pad(self.sizes.most_context, self.sizes.most_targets) if self.pad else task
+        most = self.sizes.most_context * self.repeats.high
+        return task.pad(most, self.sizes.most_targets) if self.pad else task
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
         """The fixed evaluation tasks of these indices, with their exact answers."""
@@ -224,8 +237,9 @@ class GPDataModule(DrawnTaskDataModule):
         white = draw.white[:, : x.shape[1]]
         outlying = None if draw.outliers is None else draw.outliers[:, : x.shape[1]]
         dense = GPDraw(
-            draw.num_context, torch.tensor([num_targets]), x, draw.hyperparameters, white, outlying
-        )
+            draw.num_context, torch.tensor([num_targets]), x, draw.hyperparameters, white, outlying,
+            draw.readings,
+        )  # fmt: skip
         noise = noise[:, : x.shape[1]]
         dense, function = observed(self.kernel, dense, self.noise_std, noise)
         task = realise(self.kernel, dense, self.noise_std, with_exact=True)
@@ -250,7 +264,19 @@ class GPDataModule(DrawnTaskDataModule):
             hyperparameters,
             white,
             None if self.t_noise is None else outliers(white.shape, self.t_noise),
+            self._readings(split) if self._is_repeated else None,
         )
+
+    @property
+    def _is_repeated(self) -> bool:
+        return self.repeats.high > 1
+
+    def _readings(self, split: ContextTargetSplit) -> Readings:
+        """Draw the readings of the sites of tasks of these sizes from torch's generator."""
+        num_tasks = len(split.num_context)
+        # Tasks that are drawn one by one are stacked.
+        num_sites = self.sizes.most_context if num_tasks == 1 else int(split.num_context.max())
+        return self.repeats.draw(num_tasks, num_sites, self.dim_y, not self.sizes.vary)
 
     def _inputs(self, batch_size: int, num_points: int) -> Float[Tensor, "batch points dim_x"]:
         """Draw inputs from torch's generator, scattered or on the grid."""

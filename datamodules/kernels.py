@@ -168,12 +168,32 @@ class RandomKernel:
         self, x: Float[Tensor, "batch points dim_x"], hyperparameters: Sequence[Tensor]
     ) -> Float[Tensor, "batch points points"]:
         """The covariance matrices at `x`; each task has its own hyper-parameters."""
-        kernel = self._batch(len(x))
+        return self._with(len(x), hyperparameters)(x).to_dense()
+
+    def noise_variance(
+        self, batch_size: int, hyperparameters: Sequence[Tensor]
+    ) -> Float[Tensor, "batch"]:
+        """The variance of the `Noise` that is a summand of the kernel; each task has its own."""
+        total = torch.zeros(batch_size, dtype=torch.float64)
+        for kernel in _summands(self._with(batch_size, hyperparameters)):
+            if isinstance(kernel, Noise):
+                total = total + kernel.std.detach().square().sum(dim=-1)
+        return total
+
+    @property
+    def hides_noise(self) -> bool:
+        """Whether it has `Noise` that is no summand, but part of a product or of a choice."""
+        number = sum(isinstance(module, Noise) for module in self.kernel.modules())
+        return number > sum(isinstance(kernel, Noise) for kernel in _summands(self.kernel))
+
+    def _with(self, batch_size: int, hyperparameters: Sequence[Tensor]) -> Kernel:
+        """The kernel of so many tasks with these hyper-parameters."""
+        kernel = self._batch(batch_size)
         for (_, module, _, _, assign), value in zip(
             kernel.named_priors(), hyperparameters, strict=True
         ):
             assign(module, value)
-        return kernel(x).to_dense()
+        return kernel
 
     def _batch(self, batch_size: int) -> Kernel:
         """The kernel with hyper-parameters for each task. It is kept, because a copy is slow."""
@@ -187,3 +207,10 @@ class RandomKernel:
                         parameter.data = parameter.data.repeat(batch_size, *[1] * parameter.ndim)
             self._batches[batch_size] = batch
         return self._batches[batch_size]
+
+
+def _summands(kernel: Kernel) -> list[Kernel]:
+    """The kernels whose sum it is."""
+    if not isinstance(kernel, AdditiveKernel):
+        return [kernel]
+    return [summand for part in kernel.kernels for summand in _summands(part)]

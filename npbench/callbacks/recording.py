@@ -87,10 +87,16 @@ class FigureCallback(Onlooker, ABC):
         self._record(trainer, pl_module, "test")
 
     def _record(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        self._write(trainer, name, self.tag, lambda: self.figure(trainer, pl_module.model))
+
+    def _write(
+        self, trainer: L.Trainer, name: str, tag: str, draw: Callable[[], Figure | None]
+    ) -> None:
+        """Write a figure into the run's folder and to TensorBoard, if there is one."""
         folder = trainer.log_dir  # which all processes must ask for together
         if not trainer.is_global_zero:
             return
-        figure = self.look(lambda: self.figure(trainer, pl_module.model))
+        figure = self.look(draw)
         if figure is None:
             return
         if folder is not None:
@@ -98,7 +104,7 @@ class FigureCallback(Onlooker, ABC):
                 figure.savefig(file, format="png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure(self.tag, figure, trainer.global_step)
+                logger.experiment.add_figure(tag, figure, trainer.global_step)
 
     def _data_module(self, trainer: L.Trainer, offer: type[Offer]) -> Offer:
         """The data module of a run, which must offer what to draw.

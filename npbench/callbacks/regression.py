@@ -7,11 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from npbench.callbacks.calibration import pit_figure
 from npbench.callbacks.class_maps import class_map_figure, evaluate
 from npbench.callbacks.maps import map_figure
 from npbench.callbacks.recording import FigureCallback
 from npbench.colors import EXACT, colors_of
 from npbench.errors import InputError
+from npbench.metrics import RegressionMetrics
 from npbench.models.contracts.process import NeuralProcess
 from npbench.offers import OffersClassNames, OffersFigureTask
 from npbench.task import Task
@@ -24,7 +26,8 @@ class PosteriorFigures(FigureCallback):
     the right those of the process that made the task. Functions of two inputs are drawn as maps,
     and so are the probabilities of classes. The figure goes to TensorBoard, and to
     `figures/step-….png` in the run's folder. The data module says what to draw: see
-    `npbench.offers.OffersFigureTask`.
+    `npbench.offers.OffersFigureTask`. After the test it draws `figures/test-pit.png` too: whether
+    the predicted probabilities of all test targets are right (`pit_figure`).
 
     Args:
         num_tasks: rows of the figure.
@@ -49,6 +52,18 @@ class PosteriorFigures(FigureCallback):
         device = next(model.parameters()).device
         names = data.class_names if isinstance(data, OffersClassNames) else None
         return posterior_figure([model], [task.to(device) for task in tasks], names)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_test_end(trainer, pl_module)
+        tested = dict(pl_module.named_test_metrics) or {"test": pl_module.test_metrics}
+        # All processes take part in adding their counts up.
+        counts = {
+            name: metrics.pit.compute()
+            for name, metrics in tested.items()
+            if isinstance(metrics, RegressionMetrics)
+        }
+        if counts:
+            self._write(trainer, "test-pit", "calibration", lambda: pit_figure(counts))
 
 
 def posterior_figure(

@@ -28,6 +28,7 @@ from npbench.errors import DataWarning, InputError
 from npbench.interop.fine_tuning import fine_tuned
 from npbench.models import LocatedCMANP, NeuralProcess, SecondMomentNP
 from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedState, State
+from npbench.models.contracts.constant_memory import ConstantMemoryState
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import DateUnit
@@ -87,6 +88,9 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         fine_tune: steps of training on random subsets of the rows, before the model is conditioned
             on all of them; 0 leaves the weights as they are. A model that is given stays as it was.
         learning_rate: of these steps, with Muon for matrices; Adam takes a tenth of it.
+        state_dtype: "float16" keeps and saves states in half the bytes, each number to 0.0005 of
+            itself, so that "auto" takes twice as many places for `max_bytes`; for models whose
+            states are attention, such as `LocatedCMANP`.
         ledger: note which rows were absorbed, in 16 bytes each, so that `forget` refuses others.
         random_state: of `fine_tune`, and of `sample_y` unless it is told another.
 
@@ -122,6 +126,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         dates: str | None = None,
         fine_tune: int = 0,
         learning_rate: float = 0.005,
+        state_dtype: Literal["float16"] | None = None,
         ledger: bool = False,
         random_state: Any = None,
     ) -> None:
@@ -134,6 +139,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self.dates = dates
         self.fine_tune = fine_tune
         self.learning_rate = learning_rate
+        self.state_dtype = state_dtype
         self.ledger = ledger
         self.random_state = random_state
 
@@ -183,7 +189,9 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             rows = _known(x, y[:, part.outputs])
             try:
                 with evaluating(part.model):
-                    state = part.model.update(part.state, *rows) if len(rows[0]) else part.state
+                    state = part.state
+                    if len(rows[0]):
+                        state = self._kept(part.model.update(state, *rows))
             except InputError as error:
                 if not self._is_outside(rows[0]):
                     raise
@@ -214,7 +222,9 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 )
             rows = _known(x, y[:, part.outputs])
             with evaluating(part.model):
-                state = part.model.forget(part.state, *rows) if len(rows[0]) else part.state
+                state = part.state
+                if len(rows[0]):
+                    state = self._kept(part.model.forget(state, *rows))
             parts.append(part._replace(state=state))
         self._parts = parts
         return self
@@ -239,7 +249,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 raise InputError(f"states of {type(part.model).__name__} do not merge")
             states = [part.state, *(other._parts[index].state for other in others)]
             with evaluating(part.model):
-                parts.append(part._replace(state=part.model.merge(*states)))
+                parts.append(part._replace(state=self._kept(part.model.merge(*states))))
         self._parts = parts
         return self
 
@@ -405,6 +415,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             raise InputError(f"states of {type(base).__name__} are not kept in files")
         whole = base.state_class.load(path, owner)
         regressor.ledger = whole.ledger is not None
+        if isinstance(whole, ConstantMemoryState) and whole.is_half:
+            regressor.state_dtype = "float16"
         regressor._parts = [
             _Part(each, _task(whole, index, len(models)), outputs)
             for index, (each, outputs) in enumerate(models)
@@ -534,7 +546,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         places = model.places.number
         nothing = torch.zeros(1, 0, model.dim_x), torch.zeros(1, 0, model.dim_y)
         with evaluating(model):
-            bytes_of_place = model.condition(*nothing).nbytes / places
+            bytes_of_place = self._kept(model.condition(*nothing)).nbytes / places
         most = min(num_rows / _ROWS_OF_PLACE, self.max_bytes / bytes_of_place)
         return max(1.0, (most / places) ** (1 / model.dim_x))
 
@@ -582,10 +594,20 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
     def _absorb(self, model: NeuralProcess, x: np.ndarray, y: np.ndarray) -> State:
         with evaluating(model):
             if isinstance(model, MergingProcess):
-                return model.condition(x, y, ledger=self.ledger)
+                return self._kept(model.condition(x, y, ledger=self.ledger))
             if self.ledger:
                 raise InputError(f"states of {type(model).__name__} have no ledger")
-            return model.condition(x, y)
+            return self._kept(model.condition(x, y))
+
+    def _kept(self, state: Any) -> Any:
+        """The state in the precision that it is kept in."""
+        if self.state_dtype is None:
+            return state
+        if self.state_dtype != "float16":
+            raise InputError(f'state_dtype={self.state_dtype!r} must be "float16" or None')
+        if not isinstance(state, SavedState):
+            raise InputError(f"states of type {type(state).__name__} are not kept in float16")
+        return state.half()
 
     def _numbers(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
         """The rows as the model's numbers; NaN is missing."""

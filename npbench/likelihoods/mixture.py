@@ -83,6 +83,17 @@ class NormalMixture(TensorRecord):
             found.append((low + high) / 2)
         return torch.stack(found)
 
+    def cdf(self, y: Float[Tensor, "batch target dim_y"]) -> Float[Tensor, "batch target dim_y"]:
+        """The probability that an output is no greater than this value.
+
+        Example:
+            >>> mixture = NormalMixture.of_moments(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
+            >>> round(float(mixture.cdf(torch.full((1, 1, 1), 1.96))), 3)
+            0.975
+        """
+        below = Normal(self.mean, self.std, validate_args=False).cdf(y[..., None, :])
+        return (self.log_weight.exp()[..., None] * below).sum(dim=-2)
+
     def crps(self, y: Float[Tensor, "batch target dim_y"]) -> Float[Tensor, "batch target dim_y"]:
         r"""The continuous ranked probability score of each value, in its unit; less is better.
 

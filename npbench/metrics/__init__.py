@@ -5,7 +5,8 @@ from npbench.metrics.classification import (
     ExpectedCalibrationError,
     metrics_of,
 )
-from npbench.metrics.events import EventMetrics, KolmogorovSmirnov, MedianAbsoluteError, PerEvent
+from npbench.metrics.energy import EnergyScore, energy_score
+from npbench.metrics.events import EventMetrics, MedianAbsoluteError, PerEvent
 from npbench.metrics.regression import (
     CRPS,
     Coverage,
@@ -15,20 +16,24 @@ from npbench.metrics.regression import (
     TaskMean,
 )
 from npbench.metrics.sequences import SequenceMetrics
+from npbench.metrics.uniformity import KolmogorovSmirnov, PITHistogram
 
 __all__ = [
     "CRPS",
     "ClassificationMetrics",
     "Coverage",
+    "EnergyScore",
     "EventMetrics",
     "ExpectedCalibrationError",
     "IntervalScore",
     "KolmogorovSmirnov",
     "MedianAbsoluteError",
+    "PITHistogram",
     "PerEvent",
     "RegressionMetrics",
     "SequenceMetrics",
     "StandardError",
     "TaskMean",
+    "energy_score",
     "metrics_of",
 ]

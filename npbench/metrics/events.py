@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanSquaredError, Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from npbench.errors import InputError
 from npbench.events import EventSequences
+from npbench.metrics.uniformity import KolmogorovSmirnov
 from npbench.models.contracts.events import EventEvaluation
 
 
@@ -68,45 +68,6 @@ class MedianAbsoluteError(Metric):
         errors = dim_zero_cat(self.errors) if len(self.errors) else torch.tensor(torch.nan)
         # Torch gives the lower of the two numbers in the middle.
         return (errors.median() - errors.neg().median()) / 2
-
-
-class KolmogorovSmirnov(Metric):
-    r"""The Kolmogorov–Smirnov distance of values in [0, 1] from the uniform distribution.
-
-    $$D = \sup_u |F_n(u) - u|$$
-
-    where $F_n$ is the empirical distribution function. By the time-rescaling theorem the values
-    $u = F(\tau)$ of a right model are uniform; D of n such values is about $0.87 / \sqrt n$. It is
-    taken at the edges of bins of equal width, and too small by one such width at most.
-
-    Args:
-        num_bins: number of bins.
-
-    Example:
-        >>> metric = KolmogorovSmirnov()
-        >>> metric.update(torch.tensor([0.5, 0.5, 0.5, 0.5]))
-        >>> metric.compute()
-        tensor(0.5000, dtype=torch.float64)
-    """
-
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, num_bins: int = 10_000, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if num_bins < 1:
-            raise InputError(f"num_bins={num_bins} must be 1 or more")
-        self.num_bins = num_bins
-        self.add_state("counts", torch.zeros(num_bins, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, u: Float[Tensor, "values"]) -> None:
-        bins = (u.double() * self.num_bins).long().clamp(0, self.num_bins - 1)
-        self.counts += torch.bincount(bins, minlength=self.num_bins)
-
-    def compute(self) -> Tensor:
-        below = self.counts.cumsum(dim=0).double() / self.counts.sum()
-        edges = torch.arange(1, self.num_bins + 1, device=below.device) / self.num_bins
-        return (below - edges).abs().max()
 
 
 class EventMetrics(nn.Module):

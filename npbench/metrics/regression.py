@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError, Metric
+from torchmetrics import MeanMetric, MeanSquaredError, Metric
 
 from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
+from npbench.metrics.energy import EnergyScore
+from npbench.metrics.uniformity import KolmogorovSmirnov, PITHistogram
 from npbench.models.contracts.process import Evaluation
 from npbench.task import Task
 
@@ -185,9 +187,14 @@ class RegressionMetrics(nn.Module):
 
     `log_likelihood` and its standard error over tasks, `rmse`; of the normals with the predicted
     means and standard deviations the `crps`, the coverage of the central 50, 80 and 95 % intervals
-    and the `interval_score_95`, in the units of the outputs; for tasks that know their exact answer
+    and the `interval_score_95`, in the units of the outputs; `pit_ks`, the Kolmogorov–Smirnov
+    distance from uniform of the probability integral transforms of the predicted distributions,
+    mixtures as they are, whose histogram is `pit`; for tasks that know their exact answer
     the `gap` to it, and for those that know the best answer without their hyper-parameters
     `gap_bayes`, the gap to that.
+
+    Of joint models `update_samples` measures the `energy_score`, and `sampling_ms`, the time that
+    the draws of a task have taken, a mean over tasks.
     """
 
     def __init__(self) -> None:
@@ -199,6 +206,10 @@ class RegressionMetrics(nn.Module):
         self.rmse = MeanSquaredError(squared=False)
         self.crps = CRPS()
         self.interval_score_95 = IntervalScore(0.95)
+        self.pit = PITHistogram()
+        self.pit_ks = KolmogorovSmirnov()
+        self.energy_score = EnergyScore()
+        self.sampling_ms = MeanMetric()
         self.coverage = nn.ModuleDict(
             {f"coverage_{percent}": Coverage(percent / 100) for percent in (50, 80, 95)}
         )
@@ -212,9 +223,11 @@ class RegressionMetrics(nn.Module):
             jointly: whether the model scores all targets together, so that the gaps are those to
                 the joint log-likelihoods.
         """
-        mean, std, y = evaluation.mean, evaluation.std, task.yt
+        mean, std, y, pit = evaluation.mean, evaluation.std, task.yt, evaluation.pit
+        if pit is None:
+            pit = NormalMixture.of_moments(mean, std).cdf(y)
         if task.target_mask is not None:
-            mean, std, y = (values[task.target_mask] for values in (mean, std, y))
+            mean, std, y, pit = (values[task.target_mask] for values in (mean, std, y, pit))
         for metric in self.by_task.values():
             metric.update(evaluation.log_likelihood)
         self.rmse.update(mean.flatten(), y.flatten())
@@ -226,6 +239,9 @@ class RegressionMetrics(nn.Module):
             metric.update(mean, std, y)
         metrics: dict[str, Metric] = {**self.by_task, "rmse": self.rmse, **self.coverage}
         metrics |= {"crps": self.crps, "interval_score_95": self.interval_score_95}
+        for uniformity in (self.pit, self.pit_ks):
+            uniformity.update(pit.flatten())
+        metrics["pit_ks"] = self.pit_ks
         ceilings = {"gap": task.exact, "gap_bayes": task.bayes}
         for name, of in ceilings.items():
             if of is not None:
@@ -233,3 +249,20 @@ class RegressionMetrics(nn.Module):
                 self.gaps[name].update(ceiling - evaluation.log_likelihood)
                 metrics[name] = self.gaps[name]
         return metrics
+
+    def update_samples(
+        self,
+        samples: Float[Tensor, "samples 1 target dim_y"],
+        y: Float[Tensor, "1 target dim_y"],
+        seconds: float,
+    ) -> dict[str, Metric]:
+        """Add draws of all targets of a task together; returns the metrics of them.
+
+        Args:
+            samples: the draws.
+            y: the true values.
+            seconds: that the draws have taken.
+        """
+        self.energy_score.update(samples.flatten(-2), y.flatten(-2))
+        self.sampling_ms.update(1000 * seconds)
+        return {"energy_score": self.energy_score, "sampling_ms": self.sampling_ms}

@@ -326,7 +326,7 @@ class LocatedCMANP(ConstantMemoryProcess):
 
     def _attention(self, state: LocatedState) -> AttentionState:
         check_places(state.places, self.places, "the model")
-        return state.attention
+        return super()._attention(state)
 
     def _state(self, attention: AttentionState) -> LocatedState:
         return LocatedState(attention, self._encode(attention), self.places)

@@ -174,7 +174,8 @@ class SecondMomentJointNP(SecondMomentProcess):
 
     def _evaluate(self, state: SecondMomentState, targets: Points) -> Evaluation:
         log_likelihood = self._log_likelihood(state, targets)
-        return Evaluation(log_likelihood, *self._marginals(state, targets))
+        mixture = self._marginal_mixture(state, targets)
+        return Evaluation(log_likelihood, *mixture.moments, mixture=mixture)
 
     def _sample(
         self, state: SecondMomentState, xt: Tensor, num_samples: int

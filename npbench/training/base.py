@@ -1,6 +1,7 @@
 """What the training of all models has in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -177,11 +178,15 @@ class TrainingModule(L.LightningModule, ABC):
         self.named_test_metrics = nn.ModuleDict(metrics).to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if self.named_test_metrics:
-            name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
-            self._measure("test", batch, metrics, f"/{name}")
-        else:
-            self._measure("test", batch, self.test_metrics)
+        metrics, of = self._tested(dataloader_idx)
+        self._measure("test", batch, metrics, of)
+
+    def _tested(self, dataloader_idx: int) -> tuple[nn.Module, str]:
+        """The metrics of a test loader, and what follows their names in logs."""
+        if not self.named_test_metrics:
+            return self.test_metrics, ""
+        name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
+        return metrics, f"/{name}"
 
     def _check(self, batch: Any) -> None:
         if not isinstance(batch, self.batch):
@@ -191,7 +196,12 @@ class TrainingModule(L.LightningModule, ABC):
             )
 
     def _measure(self, stage: str, batch: Any, metrics: nn.Module, of: str = "") -> None:
-        for name, metric in self._update_metrics(batch, metrics).items():
+        self._log_metrics(stage, self._update_metrics(batch, metrics), batch.batch_size, of)
+
+    def _log_metrics(
+        self, stage: str, metrics: Mapping[str, Metric], batch_size: int, of: str = ""
+    ) -> None:
+        for name, metric in metrics.items():
             shown = self.monitor.endswith(f"/{name}") and stage != "train"
             self.log(
                 f"{stage}/{name}{of}",
@@ -199,7 +209,7 @@ class TrainingModule(L.LightningModule, ABC):
                 prog_bar=shown,
                 on_step=False,
                 on_epoch=True,
-                batch_size=batch.batch_size,
+                batch_size=batch_size,
                 add_dataloader_idx=False,
             )
 

@@ -20,6 +20,10 @@ from npbench.scaling import Scaling
 from npbench.task import Task
 from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite, unusable_loss
+from npbench.training.sampling import joint_samples
+
+# The first test tasks of which samples of joint models are scored, on each device, and how many.
+_SAMPLED_TASKS, _NUM_SAMPLES = 64, 100
 
 
 class Prediction(NamedTuple):
@@ -34,14 +38,16 @@ class MetaRegression(TrainingModule):
     """Train and evaluate a `NeuralProcess` on batches of `Task`.
 
     It logs, for each of `train`, `val` and `test`, the log-likelihood per target in nats (and its
-    standard error over tasks), the root mean square error, and the coverage of the central 50, 80
-    and 95 % intervals. Where the tasks carry their exact answer, it logs the `gap` to it too: how
-    many nats per target the model loses against whoever knows the process, who scores all targets
-    together if the model does (joint and autoregressive ones), or else one by one. Where they carry
-    the best answer that knows only the priors, `gap_bayes` is the same to that. Of a model of
-    classes it logs the accuracy and the calibration error in place of these. Where the data
-    module has a dictionary of test loaders, `test` logs each by its name,
-    `test/log_likelihood/NAME`.
+    standard error over tasks), the root mean square error, the coverage of the central 50, 80 and
+    95 % intervals, the CRPS, the interval score and the calibration (`RegressionMetrics`). Of a
+    joint model `test` also logs the energy score of 100 joint samples, a mean over the first 64
+    tasks (on each device), and `sampling_ms`, the milliseconds that they take. Where the tasks
+    carry their exact answer, it logs the `gap` to it too: how many nats per target the model loses
+    against whoever knows the process, who scores all targets together if the model does (joint and
+    autoregressive ones), or else one by one. Where they carry the best answer that knows only the
+    priors, `gap_bayes` is the same to that. Of a model of classes it logs the accuracy and the
+    calibration error in place of these. Where the data module has a dictionary of test loaders,
+    `test` logs each by its name, `test/log_likelihood/NAME`.
 
     It records the range and scale of all inputs and outputs that it trains on (with several
     processes, on the first), in `model.watch.ranges` and in checkpoints: a model warns of values
@@ -113,6 +119,16 @@ class MetaRegression(TrainingModule):
             with evaluating(self.model):
                 self._measure("train", task, self.train_metrics)
         return loss
+
+    def test_step(self, task: Task, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().test_step(task, batch_idx, dataloader_idx)
+        metrics, of = self._tested(dataloader_idx)
+        if not (self.model.scores_jointly and isinstance(metrics, RegressionMetrics)):
+            return
+        more = min(task.batch_size, _SAMPLED_TASKS - int(metrics.energy_score.count))
+        for row in range(more):
+            drawn = joint_samples(self.model, task, row, _NUM_SAMPLES)
+            self._log_metrics("test", metrics.update_samples(*drawn), batch_size=1, of=of)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -5,14 +5,18 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import torch
+from helpers import small
 from helpers.training import data, module
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from npbench.callbacks import PosteriorFigures
+from npbench.callbacks.calibration import pit_figure
 from npbench.callbacks.regression import posterior_figure
 from npbench.colors import EXACT, colors_of
 from npbench.models import CNP
+from npbench.training import MetaRegression
 
 
 class Losses(L.Callback):
@@ -46,6 +50,33 @@ def test_figures_change_nothing_in_training(tmp_path: Path) -> None:
         "step-000004.png",
         "step-000008.png",
     ]
+
+
+def test_the_test_reports_calibration_and_joint_samples(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = small("CMANPAND", dim_x=1, dim_y=1)
+    trainer = L.Trainer(
+        accelerator="cpu", logger=CSVLogger(tmp_path, name="", version=""),
+        callbacks=[PosteriorFigures(num_tasks=1)], enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    (found,) = trainer.test(MetaRegression(model), data(num_test_tasks=3), verbose=False)
+    assert {"test/crps", "test/interval_score_95", "test/pit_ks"} < found.keys()
+    assert found["test/energy_score"] > 0
+    assert found["test/sampling_ms"] > 0
+    names = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert names == ["test-pit.png", "test.png"]
+    (marginal,) = trainer.test(MetaRegression(CNP(1, 1)), data(num_test_tasks=3), verbose=False)
+    assert "test/pit_ks" in marginal
+    assert not {"test/energy_score", "test/sampling_ms"} & marginal.keys()
+
+
+def test_a_histogram_of_transforms_is_a_density() -> None:
+    counts = {"one": torch.tensor([5, 15, 10, 10]), "other": torch.tensor([1, 1])}
+    axes = pit_figure(counts).axes
+    assert [axis.get_title() for axis in axes] == ["one: 40 values", "other: 2 values"]
+    (patch,) = (p for p in axes[0].patches if hasattr(p, "get_data"))
+    np.testing.assert_allclose(patch.get_data().values, [0.5, 1.5, 1.0, 1.0])
 
 
 def test_drawing_leaves_a_frozen_layer_frozen() -> None:

@@ -272,6 +272,37 @@ def test_the_resolution_follows_the_rows_and_the_bytes(max_bytes: int, number: i
     assert few.tiles_ == 1.0
 
 
+def test_states_in_float16_take_half_the_bytes(tmp_path: Path) -> None:
+    x, y = table(400)
+    model = LocatedCMANP(dim_x=2, dim_y=1, num_layers=1, places=Places(number=25)).eval()
+    whole, half = (
+        NeuralProcessRegressor(model, tiles=1, state_dtype=dtype).fit(x[:300], y[:300, 0])
+        for dtype in (None, "float16")
+    )
+    assert half.nbytes_ * 2 == whole.nbytes_
+    half.partial_fit(x[300:], y[300:, 0])
+    assert half.nbytes_ * 2 == whole.nbytes_
+    assert_same(half, whole.partial_fit(x[300:], y[300:, 0]), x, tolerance=0.01)
+    half.save(tmp_path / "half.safetensors")
+    loaded = NeuralProcessRegressor.load(tmp_path / "half.safetensors")
+    assert loaded.state_dtype == "float16"
+    assert_same(loaded, half, x)
+    places = [
+        NeuralProcessRegressor(model, max_bytes=whole.nbytes_, state_dtype=dtype)
+        .fit(np.repeat(x, 9, axis=0), np.repeat(y[:, 0], 9))
+        .model_.places.number
+        for dtype in (None, "float16")
+    ]
+    assert places[1] > 1.6 * places[0]
+    for arguments, message in (
+        ({"model": SecondMomentNP(2, 1), "state_dtype": "float16"}, "is not kept in float16"),
+        ({"model": TNPD(2, 1), "state_dtype": "float16"}, "are not kept in float16"),
+        ({"model": model, "state_dtype": "int8"}, "state_dtype='int8' must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            NeuralProcessRegressor(**arguments).fit(x, y[:, 0])
+
+
 def test_a_field_is_learned_window_by_window() -> None:
     """At the scale at which the moved model sees it; the weights are another's afterwards."""
     x = np.random.default_rng(0).uniform(size=(800, 2))

@@ -5,7 +5,7 @@ import os
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MixtureSameFamily
 
 from npbench.choices import Choice
 from npbench.errors import ChunkError, InputError
@@ -73,11 +73,18 @@ class Marginals(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a model says of a task's targets: one pass serves all metrics."""
+    """What a model says of a task's targets: one pass serves all metrics.
+
+    `pit` is the probability that a target's value is no greater than the true one, each by itself;
+    it is not known of classes. `mixture` is what `_evaluate` gives beside the moments where a
+    target's value, as the model's number, is not normal; `evaluate` makes `pit` of it.
+    """
 
     log_likelihood: Float[Tensor, "batch"]
     mean: Float[Tensor, "batch target dim_y"]
     std: Float[Tensor, "batch target dim_y"]
+    pit: Float[Tensor, "batch target dim_y"] | None = None
+    mixture: NormalMixture | None = None
 
 
 def records_arguments(init: Callable[..., None]) -> Callable[..., None]:
@@ -410,17 +417,23 @@ class NeuralProcess(nn.Module, ABC):
         return self.query(self.condition(xc, yc, mask), xt)
 
     def evaluate(self, task: Task) -> Evaluation:
-        """Each task's log-likelihood, and the mean and standard deviation at each target."""
+        """Each task's log-likelihood, and the mean, the standard deviation and the probability
+        integral transform at each target."""
         state, targets = self._conditioned(task)
-        if self.scaling is None:
-            return self._evaluate(state, targets)
         evaluation = self._evaluate(state, targets)
-        moments: Marginals = Marginals(*evaluation[1:])
+        moments: Marginals = Marginals(evaluation.mean, evaluation.std)
+        pit = None
+        if not self.predicts_classes:
+            with torch.no_grad():
+                mixture = evaluation.mixture or NormalMixture.of_moments(*moments)
+                pit = mixture.cdf(targets.y)
+        if self.scaling is None:
+            return Evaluation(evaluation.log_likelihood, *moments, pit)
         if self.scaling.has_log_output:
             moments = self._marginals_in_units(state, targets)
         else:
             moments = self._decoded(moments)
-        return Evaluation(evaluation.log_likelihood + self._log_slope(targets), *moments)
+        return Evaluation(evaluation.log_likelihood + self._log_slope(targets), *moments, pit)
 
     def log_likelihood(self, task: Task) -> Float[Tensor, "batch"]:
         """Each task's log-likelihood in nats: summed over outputs, averaged over real targets.
@@ -512,7 +525,11 @@ class NeuralProcess(nn.Module, ABC):
     def _evaluate(self, state: State, targets: Points) -> Evaluation:
         dist = self._query(state, targets.x)
         log_likelihood = masked_mean(dist.log_prob(targets.y), targets.mask)
-        return Evaluation(log_likelihood, dist.mean, dist.stddev)
+        mixture = None
+        if isinstance(dist, MixtureSameFamily):
+            with suppress(TypeError):  # of what is not normal
+                mixture = NormalMixture.of(dist)
+        return Evaluation(log_likelihood, dist.mean, dist.stddev, mixture=mixture)
 
     def _log_likelihood(self, state: State, targets: Points) -> Float[Tensor, "batch"]:
         return self._evaluate(state, targets).log_likelihood

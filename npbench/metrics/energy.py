@@ -1,0 +1,63 @@
+"""The score of draws of many values together."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class EnergyScore(Metric):
+    """`energy_score`, a mean over tasks; less is better.
+
+    Example:
+        >>> metric = EnergyScore()
+        >>> metric.update(torch.tensor([[[0.0, 0.0]], [[6.0, 8.0]]]), torch.zeros(1, 2))
+        >>> metric.compute()
+        tensor(0.)
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("total", "count"):
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(
+        self, samples: Float[Tensor, "samples batch values"], y: Float[Tensor, "batch values"]
+    ) -> None:
+        self.total += energy_score(samples, y).sum()
+        self.count += len(y)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+def energy_score(
+    samples: Float[Tensor, "samples batch values"], y: Float[Tensor, "batch values"]
+) -> Float[Tensor, "batch"]:
+    r"""The energy score of all values of a task together, estimated without bias from S draws.
+
+    $$\mathbb{E} \lVert Y - y \rVert - \tfrac 12 \mathbb{E} \lVert Y - Y' \rVert
+      \approx \frac 1 S \sum_i \lVert Y_i - y \rVert
+      - \frac{1}{2 S (S - 1)} \sum_{i \ne j} \lVert Y_i - Y_j \rVert$$
+
+    It is in the unit of the values, grows with the root of their number, and is the CRPS of one
+    value. It is least in the mean for draws of the true joint distribution.
+
+    Source: Gneiting and Raftery, *Strictly Proper Scoring Rules, Prediction, and Estimation*, 2007.
+
+    Example:
+        >>> energy_score(torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[0.0]]))  # 2 − 2 / 2
+        tensor([1.])
+    """
+    number = len(samples)
+    away = (samples - y).norm(dim=-1).mean(dim=0)
+    of_tasks = samples.transpose(0, 1)
+    apart = torch.cdist(of_tasks, of_tasks, compute_mode="donot_use_mm_for_euclid_dist")
+    return away - apart.sum(dim=(1, 2)) / (2 * number * (number - 1))
