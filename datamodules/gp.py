@@ -76,6 +76,9 @@ class GPDataModule(DrawnTaskDataModule):
             out. The first evaluation computes it, and each worker keeps it in memory.
         x_grid: inputs lie on a grid of so many points in each dimension, both ends of `x_range`
             among them, and no two points of a task are the same; by default they are scattered.
+        extent: least share of `x_range`, in each dimension, on which the inputs of a task lie. A task
+            draws its share, log-uniformly from this to 1, and where in `x_range` that lies; so that
+            points are denser in some tasks than in others.
         repeats: fewest and most noisy readings of each context site. A task draws one number,
             log-uniformly, for all of its sites, and the tasks of a batch share it unless
             `vary_sizes`. The N of `max_num_points` counts sites; targets are read once. The noise
@@ -112,6 +115,7 @@ class GPDataModule(DrawnTaskDataModule):
         curriculum: Curriculum | None = None,
         bayes_grid: int = 0,
         x_grid: int | None = None,
+        extent: float = 1.0,
         repeats: tuple[int, int] = (1, 1),
         seed: int = 0,
         eval_seed: int = 0,
@@ -153,6 +157,9 @@ class GPDataModule(DrawnTaskDataModule):
         if x_grid is not None:
             _check_grid(x_grid, dim_x, self.sizes)
         self.x_grid = x_grid
+        if not 0 < extent <= 1:
+            raise InputError(f"extent={extent} must be above 0, and 1 or less")
+        self.extent = extent
         self.repeats = Repeats(*repeats)
         if self._is_repeated and (bayes_grid or t_noise is not None or self.kernel.hides_noise):
             raise InputError(
@@ -255,6 +262,11 @@ class GPDataModule(DrawnTaskDataModule):
         batch_size = len(split.num_context)
         shape = batch_size, split.num_points if num_points is None else num_points
         x = self._inputs(*shape)
+        if self.extent < 1:
+            share, shift = torch.rand(2, batch_size, 1, self.dim_x, dtype=x.dtype)
+            share = self.extent ** share[..., :1]
+            low, high = self.x_range
+            x = low + share * (x - low) + (1 - share) * shift * (high - low)
         hyperparameters = self.kernel.draw(batch_size)
         white = torch.randn(*shape, self.dim_y, dtype=torch.float64)
         return GPDraw(

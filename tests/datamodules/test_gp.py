@@ -762,6 +762,7 @@ def test_scattered_inputs_do_not_depend_on_the_option() -> None:
         ({"num_targets": 0}, "num_targets=0 must be 1 or more"),
         ({"noise_std": -0.1}, "noise_std=-0.1 must be 0 or more"),
         ({"x_range": (2.0, -2.0)}, "x_range"),
+        ({"extent": 0.0}, "extent"),
         ({"steps_per_epoch": -1}, "steps_per_epoch=-1"),
         ({"num_val_tasks": -1}, "num_val_tasks=-1"),
         ({"curriculum": Curriculum(RBFKernel(), 10)}, "curriculum"),
@@ -784,3 +785,19 @@ def test_the_smallest_room_for_points_is_enough() -> None:
 def test_a_curriculum_of_no_batches_is_refused() -> None:
     with pytest.raises(ValueError, match="1 batch or more, not 0"):
         Curriculum(easy_rbf(), num_batches=0)
+
+
+def test_the_inputs_of_a_task_lie_on_a_share_of_the_range() -> None:
+    low, high, extent = -1.0, 3.0, 0.2
+    data = GPDataModule(
+        dim_x=2, extent=extent, x_range=(low, high), min_num_points=100, max_num_points=250,
+        batch_size=100,
+    )  # fmt: skip
+    x = data.training_batch(0).xc
+    width = (x.amax(dim=1) - x.amin(dim=1)) / (high - low)
+    assert (x >= low).all() and (x <= high).all()
+    assert width.max() > 0.9 and extent * 0.9 < width.min() < extent * 1.1
+    # Log-uniform: half of the tasks have a share below the geometric mean.
+    assert 0.35 < (width.amax(dim=-1) < extent**0.5).float().mean() < 0.65
+    centre = (x.amax(dim=1) + x.amin(dim=1)) / 2
+    assert (centre[width[:, 0] < 0.3].std(dim=0) > 0.5).all()
