@@ -76,9 +76,9 @@ class GPDataModule(DrawnTaskDataModule):
             out. The first evaluation computes it, and each worker keeps it in memory.
         x_grid: inputs lie on a grid of so many points in each dimension, both ends of `x_range`
             among them, and no two points of a task are the same; by default they are scattered.
-        extent: least share of `x_range`, in each dimension, on which the inputs of a task lie. A task
-            draws its share, log-uniformly from this to 1, and where in `x_range` that lies; so that
-            points are denser in some tasks than in others.
+        extent: least share of `x_range`, in each dimension, on which the inputs of a task lie. Each
+            task draws its share, log-uniformly from this to 1, and where in `x_range` that is; so
+            that points are denser in some tasks than in others.
         repeats: fewest and most noisy readings of each context site. A task draws one number,
             log-uniformly, for all of its sites, and the tasks of a batch share it unless
             `vary_sizes`. The N of `max_num_points` counts sites; targets are read once. The noise

@@ -795,8 +795,10 @@ def test_the_inputs_of_a_task_lie_on_a_share_of_the_range() -> None:
     )  # fmt: skip
     x = data.training_batch(0).xc
     width = (x.amax(dim=1) - x.amin(dim=1)) / (high - low)
-    assert (x >= low).all() and (x <= high).all()
-    assert width.max() > 0.9 and extent * 0.9 < width.min() < extent * 1.1
+    assert (x >= low).all()
+    assert (x <= high).all()
+    assert width.max() > 0.9
+    assert extent * 0.9 < width.min() < extent * 1.1
     # Log-uniform: half of the tasks have a share below the geometric mean.
     assert 0.35 < (width.amax(dim=-1) < extent**0.5).float().mean() < 0.65
     centre = (x.amax(dim=1) + x.amin(dim=1)) / 2
