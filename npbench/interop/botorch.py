@@ -32,6 +32,7 @@ from npbench.interop.outputs import by_output
 from npbench.models import NeuralProcess, State
 from npbench.models.contracts import MergingProcess
 from npbench.models.contracts.process import evaluating
+from npbench.models.contracts.second_moment import SecondMomentProcess
 from npbench.scaling import Scaling
 
 
@@ -293,6 +294,7 @@ class NeuralProcessModel(Model, FantasizeMixin):
             moments = moments_of(process, state, x, is_noisy)
         else:
             guesses = as_tasks(self._guesses.x, batch), as_tasks(self._guesses.y, batch)
+            assert isinstance(process, SecondMomentProcess)
             functions = process.functions_given(state, guesses[0], guesses[1][..., outputs], x)
             moments = moments_of_functions(functions, process.scaling, is_noisy)
         return Moments(*(z.reshape(*batch, *z.shape[1:]) for z in moments))
@@ -325,9 +327,9 @@ def _units(
             f"bounds of shape {list(bounds.shape)} must be the lower and the upper bounds of "
             f"{x.shape[-1]} input(s), the lower ones below the upper ones"
         )
-    names = [[f"{z}{i}" for i in range(of.shape[-1])] for z, of in (("x", x), ("y", y))]
-    values = [z.detach().double().cpu().flatten(0, -2).numpy() for z in (bounds, y)]
-    return Scaling.fit(*values, *names, ends=process.watch.input_ends())
+    ends, outputs = (z.detach().double().cpu().flatten(0, -2).numpy() for z in (bounds, y))
+    x_names, y_names = ([f"{z}{i}" for i in range(of.shape[-1])] for z, of in (("x", x), ("y", y)))
+    return Scaling.fit(ends, outputs, x_names, y_names, ends=process.watch.input_ends())
 
 
 def _check_observations(X: Tensor, Y: Tensor) -> None:

@@ -89,7 +89,7 @@ def moments_of(
         return moments_of_functions(process.functions(state, x), process.scaling, is_noisy)
     if not is_joint(process):
         return Moments.independent(*marginals_of(process, state, x))
-    dist = process.query(state, x)
+    dist: Any = process.query(state, x)
     return Moments(dist.mean.reshape(*x.shape[:2], -1), dist.covariance_matrix)
 
 
@@ -98,7 +98,7 @@ def marginals_of(
 ) -> tuple[Float[Tensor, "batch q m"], Float[Tensor, "batch q m"]]:
     """Mean and variance of each output at each point by itself, of a process that is not joint."""
     with _always_the_same(process):
-        dist = process.query(state, x)
+        dist: Any = process.query(state, x)
     return dist.mean, dist.variance
 
 

@@ -1,5 +1,7 @@
 """Distributions of values in the units of data, from those of a model's numbers."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -53,7 +55,8 @@ class PartlyLogNormal(Distribution):
 
     @property
     def covariance_matrix(self) -> Float[Tensor, "*batch event event"]:
-        return _exponentiated(self.base.mean, self.base.covariance_matrix, self.is_log)[1]
+        base: Any = self.base
+        return _exponentiated(base.mean, base.covariance_matrix, self.is_log)[1]
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*shape event"]:  # noqa: B008
         normal = self.base.sample(sample_shape)
