@@ -18,6 +18,8 @@ from npbench.point_files import DateUnit
 
 Kind = Literal["standard", "min-max", "log", "circular", "none"]
 
+# Where inputs lie in the paper's tasks: the ends of "min-max" numbers, unless they are told.
+DEFAULT_ENDS = -2.0, 2.0
 _KINDS = get_args(Kind)
 _CIRCULAR = re.compile(r"circular\((.+)\)")
 # Of checkpoints and of the notes of state files.
@@ -119,7 +121,7 @@ class Column:
         name: str,
         kind: str,
         values: Real[np.ndarray, "rows"],
-        ends: tuple[float, float] = (-2.0, 2.0),
+        ends: tuple[float, float] = DEFAULT_ENDS,
     ) -> "Column":
         """The column whose numbers suit a model, from values of which some may be NaN (missing).
 
@@ -140,7 +142,7 @@ class Column:
 
     @classmethod
     def of_spread(
-        cls, name: str, kind: str, spread: "Spread", ends: tuple[float, float] = (-2.0, 2.0)
+        cls, name: str, kind: str, spread: "Spread", ends: tuple[float, float] = DEFAULT_ENDS
     ) -> "Column":
         """The same, of values that are spread so; see `Spread.of`."""
         if period := _CIRCULAR.fullmatch(kind.replace(" ", "")):
@@ -245,7 +247,7 @@ class Scaling:
         x_names: Sequence[str],
         y_names: Sequence[str],
         kinds: Mapping[str, str] | None = None,
-        ends: tuple[float, float] = (-2.0, 2.0),
+        ends: tuple[float, float] = DEFAULT_ENDS,
         dates: str | None = None,
     ) -> "Scaling":
         """The units of these data.
@@ -272,7 +274,7 @@ class Scaling:
         x_names: Sequence[str],
         y_names: Sequence[str],
         kinds: Mapping[str, str] | None = None,
-        ends: tuple[float, float] = (-2.0, 2.0),
+        ends: tuple[float, float] = DEFAULT_ENDS,
         dates: str | None = None,
     ) -> "Scaling":
         """The same, of (x, y) chunks such as those of a `PointTable`, in one pass.

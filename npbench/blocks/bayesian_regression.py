@@ -293,6 +293,33 @@ class BayesianHeads(nn.Module):
         normaliser = number * (math.log(2 * math.pi) + 2 * noise_std.log()) + dim_y * log_det
         return -0.5 * (normaliser + misfit * (own_noise_std / noise_std).square())
 
+    def with_more(
+        self,
+        posterior: WeightPosterior,
+        number: Real[Tensor, "batch 1"],
+        misfit: Float[Tensor, "batch heads"],
+        log_det: Float[Tensor, "batch heads"],
+        num_more: int,
+    ) -> tuple[Float[Tensor, "batch heads"], Float[Tensor, "batch heads"]]:
+        """κ and $\\log Z$ after more points, from what they add to q and to log det P.
+
+        Args:
+            posterior: of the points before.
+            number: $nd$, of values before.
+            misfit: what is added to q.
+            log_det: what is added to $\\log \\det P$.
+            num_more: number of points that are added.
+        """
+        dim_y, before = posterior.mean.shape[-1], torch.zeros_like(misfit)
+        if self.log_noise_count is not None:
+            count = self.log_noise_count().exp()
+            ratio = posterior.noise_std / self.noise_std
+            before = (ratio.square() * (count + number) - count).to(misfit.dtype)
+        nothing = torch.zeros_like(log_det)
+        _, evidence = self._with_noise(before, number, nothing, dim_y)
+        ratio, more = self._with_noise(before + misfit, number + num_more * dim_y, log_det, dim_y)
+        return ratio, posterior.log_evidence + more - evidence
+
     def _with_noise(
         self,
         misfit: Float[Tensor, "batch heads"],

@@ -26,6 +26,7 @@ from torch import Tensor
 from npbench.blocks import InferredNoise
 from npbench.errors import DataWarning, InputError
 from npbench.interop.fine_tuning import fine_tuned
+from npbench.interop.outputs import by_output
 from npbench.models import LocatedCMANP, NeuralProcess, SecondMomentNP
 from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedState, State
 from npbench.models.contracts.constant_memory import ConstantMemoryState
@@ -39,7 +40,6 @@ from npbench.scaling import Column, Scaling
 _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "corrected": False}
 # Lengths of the prior's functions, of inputs from −2 to 2: of one, and of d times √d.
 _LENGTHS_OF_ONE, _LENGTHS = (0.05, 4.0), (0.3, 4.0)
-_DEFAULT_ENDS = -2.0, 2.0
 # Rows for each place of a state whose resolution follows the data.
 _ROWS_OF_PLACE = 6
 # Inputs beyond this share of the width of what was fitted are far outside.
@@ -164,7 +164,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             numbers, seed = self._numbers(x, y), self._seed(self.random_state)
             window = None
             if self.tiles_ != 1:
-                window = trained.watch.input_ends(0.0, _DEFAULT_ENDS)
+                window = trained.watch.input_ends()
             trained = fine_tuned(
                 deepcopy(trained), *numbers, self.fine_tune, self.learning_rate, seed, window
             )
@@ -528,7 +528,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     def _ends(self, num_inputs: int) -> tuple[float, float]:
         """What inputs run between: less than in the model's training by the margin."""
-        low, high = self._trained_model(num_inputs).watch.input_ends(self.margin, _DEFAULT_ENDS)
+        low, high = self._trained_model(num_inputs).watch.input_ends(self.margin)
         return _stretched(low, high, self.tiles_)
 
     # The model and its states.
@@ -560,7 +560,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 f"tiles={self.tiles} must be 1 for {type(model).__name__}, which does not move to "
                 f"other ranges"
             )
-        low, high = model.watch.input_ends(0.0, _DEFAULT_ENDS)
+        low, high = model.watch.input_ends()
         return move(*_stretched(low, high, self.tiles_))
 
     def _trained_model(self, num_inputs: int) -> NeuralProcess:
@@ -578,18 +578,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     def _models(self) -> Iterator[tuple[NeuralProcess, slice]]:
         """The model in the units of each output that is a task, and which it is."""
-        columns, number = self.scaling_, len(self.scaling_.y)
-        if self.model_.dim_y == number:
-            yield self.model_.scaled(columns), slice(None)
-        elif self.model_.dim_y == 1:
-            for index, column in enumerate(columns.y):
-                scaling = Scaling(columns.x, (column,), columns.dates)
-                yield self.model_.scaled(scaling), slice(index, index + 1)
-        else:
-            raise InputError(
-                f"the model has dim_y={self.model_.dim_y}, and the rows have {number} output(s): "
-                f"one of 1 output takes any number, each by itself"
-            )
+        return by_output(self.model_, self.scaling_)
 
     def _absorb(self, model: NeuralProcess, x: np.ndarray, y: np.ndarray) -> State:
         with evaluating(model):

@@ -11,7 +11,7 @@ from npbench.likelihoods.gaussian import (
 from npbench.likelihoods.located import LocatedJointGaussian
 from npbench.likelihoods.mixture import MixtureCorrection, NormalMixture
 from npbench.likelihoods.next_event import NextEvent, NextEventHead
-from npbench.likelihoods.units import in_units
+from npbench.likelihoods.units import in_units, moments_in_units
 
 __all__ = [
     "CategoricalHead",
@@ -27,5 +27,6 @@ __all__ = [
     "equal_mixture",
     "in_units",
     "independent_normal",
+    "moments_in_units",
     "target_head",
 ]

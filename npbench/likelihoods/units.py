@@ -1,5 +1,7 @@
 """Distributions of values in the units of data, from those of a model's numbers."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -51,6 +53,11 @@ class PartlyLogNormal(Distribution):
         variance = self.base.variance
         return torch.where(self.is_log, variance.expm1() * self.mean.square(), variance)
 
+    @property
+    def covariance_matrix(self) -> Float[Tensor, "*batch event event"]:
+        base: Any = self.base
+        return _exponentiated(base.mean, base.covariance_matrix, self.is_log)[1]
+
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Float[Tensor, "*shape event"]:  # noqa: B008
         normal = self.base.sample(sample_shape)
         return torch.where(self.is_log, normal.exp(), normal)
@@ -83,15 +90,59 @@ def in_units(dist: Distribution, scaling: Scaling) -> Distribution:
         components = in_units(dist.component_distribution, scaling)
         return MixtureSameFamily(dist.mixture_distribution, components, validate_args=False)
     like = dist.mean
+    moved = _moved(dist, *_scale_and_shift(like, scaling))
+    return PartlyLogNormal(moved, _is_log(like, scaling)) if scaling.has_log_output else moved
+
+
+def moments_in_units(
+    mean: Float[Tensor, "*batch values"],
+    covariance: Float[Tensor, "*batch values values"],
+    scaling: Scaling,
+) -> tuple[Float[Tensor, "*batch values"], Float[Tensor, "*batch values values"]]:
+    """Mean and covariance of the values whose numbers are normal with these, in float64.
+
+    Args:
+        mean: of all values of all targets, by target.
+        covariance: of the same, which need not be of full rank.
+        scaling: of the outputs.
+    """
+    scale, shift = _scale_and_shift(mean, scaling)
+    mean, covariance = mean * scale + shift, covariance * scale * scale[:, None]
+    if scaling.has_log_output:
+        return _exponentiated(mean, covariance, _is_log(mean, scaling))
+    return mean, covariance
+
+
+def _exponentiated(
+    mean: Float[Tensor, "*batch event"],
+    covariance: Float[Tensor, "*batch event event"],
+    is_log: Bool[Tensor, "event"],
+) -> tuple[Float[Tensor, "*batch event"], Float[Tensor, "*batch event event"]]:
+    r"""Mean and covariance of values, some of which are exponentials of normal ones w.
+
+    $\mathrm{Cov}(v_i, v_j) = f_i f_j S_{ij}$, where f is the mean of an exponential and 1 of other
+    values, and S is Cov(w), or $e^{\mathrm{Cov}(w_i, w_j)} - 1$ between two exponentials.
+    """
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    factor = torch.where(is_log, mean + variance / 2, 0.0).exp()
+    mean = torch.where(is_log, factor, mean)
+    both = is_log[:, None] & is_log
+    covariance = torch.where(both, torch.where(both, covariance, 0.0).expm1(), covariance)
+    return mean, factor[..., None] * covariance * factor[..., None, :]
+
+
+def _scale_and_shift(
+    like: Float[Tensor, "*batch values"], scaling: Scaling
+) -> tuple[Float[Tensor, "values"], Float[Tensor, "values"]]:
+    """Those of all values of all targets, by target."""
     times = like.shape[-1] // len(scaling.y)
-    scale, shift = (
-        z.repeat(times) for z in (scaling.output_scale(like), scaling.output_shift(like))
-    )
-    moved = _moved(dist, scale, shift)
-    if not scaling.has_log_output:
-        return moved
+    return scaling.output_scale(like).repeat(times), scaling.output_shift(like).repeat(times)
+
+
+def _is_log(like: Float[Tensor, "*batch values"], scaling: Scaling) -> Bool[Tensor, "values"]:
+    """Which of these values are exponentials of their numbers."""
     is_log = torch.tensor([column.kind == "log" for column in scaling.y], device=like.device)
-    return PartlyLogNormal(moved, is_log.repeat(times))
+    return is_log.repeat(like.shape[-1] // len(scaling.y))
 
 
 def _moved(

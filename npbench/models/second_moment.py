@@ -95,6 +95,10 @@ class SecondMomentNP(SecondMomentProcess):
             number = len(heads.noise_std)
             self.correct = MixtureCorrection(number, dim_y, dim_model, dim_feedforward)
 
+    @property
+    def is_corrected(self) -> bool:
+        return self.correct is not None
+
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
         mixture = self._bayesian_mixture(state.posterior, xt)
         if self.correct is None:
@@ -144,18 +148,13 @@ class SecondMomentJointNP(SecondMomentProcess):
         super().__init__(dim_x, dim_y, heads)
 
     def _query(self, state: SecondMomentState, xt: Tensor) -> Distribution:
-        posterior = self._solved(state).posterior
-        features = self.heads.features(xt)
-        mean = (features[:, None] @ posterior.mean).flatten(2)
-        covariance = posterior.covariance(features)
-        covariance = covariance + torch.diag_embed(
-            posterior.noise_std.square()[..., None].expand(covariance.shape[:3])
-        )
+        functions = self._functions(state, xt)
+        covariance = functions.noisy_covariance.contiguous()
         outputs = torch.eye(self.dim_y, dtype=xt.dtype, device=xt.device)
         normals = MultivariateNormal(
-            mean, torch.kron(covariance.contiguous(), outputs), validate_args=False
+            functions.mean.flatten(2), torch.kron(covariance, outputs), validate_args=False
         )
-        weights = Categorical(logits=self.heads.log_weights(posterior), validate_args=False)
+        weights = Categorical(logits=functions.log_weight, validate_args=False)
         return MixtureSameFamily(weights, normals, validate_args=False)
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:

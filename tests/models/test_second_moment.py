@@ -404,3 +404,25 @@ def test_sums_that_infer_noise_forget_and_merge() -> None:
     merged = model.merge(model.condition(x[:, 10:], y[:, 10:]), state)
     assert_same(model, merged, model.condition(x, y))
     assert_same(model, model.forget(merged, x[:, 10:], y[:, 10:]), state)
+
+
+@pytest.mark.parametrize("name", ["SecondMomentJointNP", "streaming"])
+def test_functions_given_guesses_are_those_after_an_update(name: str) -> None:
+    model = streaming() if name == "streaming" else model_of(name, dim_y=2)
+    x, y = random_points(3, 9, dim_y=model.dim_y, dtype=torch.float64)
+    xt = torch.randn(3, 4, 1, dtype=torch.float64)
+    for state in (model.condition(x[:, :6], y[:, :6]), model.condition(x[:, :0], y[:, :0])):
+        expected = model.functions(model.update(state, x[:, 6:], y[:, 6:]), xt)
+        actual = model.functions_given(state, x[:, 6:], y[:, 6:], xt)
+        for mine, theirs in zip(actual.tensors(), expected.tensors(), strict=True):
+            assert_close(mine, theirs, 1e-8)
+
+
+def test_functions_and_noise_are_the_joint_prediction() -> None:
+    model = model_of("SecondMomentJointNP")
+    x, y = random_points(3, 9, dtype=torch.float64)
+    state = model.condition(x, y)
+    functions = model.functions(state, x[:, :4])
+    joint = model.query(state, x[:, :4]).component_distribution
+    assert_close(joint.mean, functions.mean[..., 0], 1e-10)
+    assert_close(joint.covariance_matrix, functions.noisy_covariance, 1e-10)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbench.errors import DataWarning, InputError, ValueOverflow
 from npbench.models.contracts.points import Points
-from npbench.scaling import Scaling
+from npbench.scaling import DEFAULT_ENDS, Scaling
 from npbench.structure import TensorRecord
 
 # Values are far outside a range beyond this share of its width.
@@ -182,7 +182,9 @@ class Watch:
         watch._said = set()
         return watch
 
-    def input_ends(self, margin: float, otherwise: tuple[float, float]) -> tuple[float, float]:
+    def input_ends(
+        self, margin: float = 0.0, otherwise: tuple[float, float] = DEFAULT_ENDS
+    ) -> tuple[float, float]:
         """The ends between which the first input lay in training, moved towards each other.
 
         Args:

@@ -1,11 +1,12 @@
 """The base of the models whose state is the second moments of features, and of outputs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.distributions import Categorical
 
@@ -13,6 +14,7 @@ from npbench.blocks import BayesianHeads, FunctionPosterior, SecondMoments, Weig
 from npbench.blocks.fourier import fourier_features
 from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
+from npbench.models.contracts.inputs import check_batch
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.sums import MixtureSumProcess, SumState
 from npbench.scaling import Scaling
@@ -77,6 +79,26 @@ class SampledFunctions(TensorRecord):
         return fourier_features(x, self.frequencies) @ self.weights
 
 
+@dataclass(frozen=True, eq=False)
+class FunctionMixture(TensorRecord):
+    """What a state says of the functions' values at some targets, jointly: a mixture of normals.
+
+    All is in the model's numbers. Outputs are independent given the component, and share its
+    covariance. An observation adds noise of the standard deviation `noise_std`.
+    """
+
+    log_weight: Float[Tensor, "batch heads"]
+    mean: Float[Tensor, "batch heads target dim_y"]
+    covariance: Float[Tensor, "batch heads target target"]
+    noise_std: Float[Tensor, "batch heads"]
+
+    @property
+    def noisy_covariance(self) -> Float[Tensor, "batch heads target target"]:
+        """The covariance of observations."""
+        variance = self.noise_std.square()[..., None].expand(self.mean.shape[:3])
+        return self.covariance + torch.diag_embed(variance)
+
+
 class SecondMomentProcess(MixtureSumProcess):
     """What the models of second moments share: the state, and the functions that it knows of.
 
@@ -98,6 +120,92 @@ class SecondMomentProcess(MixtureSumProcess):
     ) -> None:
         super().__init__(dim_x, dim_y, likelihood)
         self.heads = heads
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether predictions are more than the Bayesian mixture, which `functions` is of."""
+        return False
+
+    def functions(
+        self, state: SecondMomentState, xt: Real[Tensor, "*batch target dim_x"] | np.ndarray
+    ) -> FunctionMixture:
+        r"""The joint distribution of the functions' values at targets, without noise:
+
+        $$\sum_h \pi_h\, \mathcal{N}(\Phi \bar w_h, \Phi R_h^\top R_h \Phi^\top)$$
+
+        Args:
+            state: of the context.
+            xt: target inputs, in the units of the model; what is returned is in its numbers.
+
+        Raises:
+            InputError: as `query`.
+
+        Example:
+            >>> model = SecondMomentNP(dim_x=1, dim_y=1)
+            >>> state = model.condition(*torch.randn(2, 1, 10, 1))
+            >>> model.functions(state, torch.randn(1, 3, 1)).covariance.shape
+            torch.Size([1, 12, 3, 3])
+        """
+        return self._functions(state, self._targets(state, xt).x)
+
+    def functions_given(
+        self,
+        state: SecondMomentState,
+        x: Real[Tensor, "*batch points dim_x"] | np.ndarray,
+        y: Real[Tensor, "*batch points dim_y"] | np.ndarray,
+        xt: Real[Tensor, "*batch target dim_x"] | np.ndarray,
+    ) -> FunctionMixture:
+        """What `functions` says after an `update` with a few points, without the update.
+
+        It solves as many equations as there are points and targets, and none in the weights: for
+        many guesses of what the next points may be, which share the state.
+
+        Args:
+            state: of the context.
+            x: inputs of the points.
+            y: their outputs.
+            xt: target inputs.
+
+        Raises:
+            InputError: as `update` and `query`.
+        """
+        points, targets = self._inputs.points("x", x, "y", y, None), self._targets(state, xt)
+        check_batch("x", points.x, state.batch_size)
+        heads, num_points = self.heads, points.x.shape[1]
+        posterior = self._solved(state).posterior
+        features = heads.features(torch.cat([points.x, targets.x], dim=1))
+        mean, noise_std = features[:, None] @ posterior.mean, heads.noise_std
+        # Without the ratio of the task's noise to that of the head, which the points change.
+        ratio = posterior.noise_std / noise_std
+        covariance = posterior.covariance(features) / ratio[..., None, None].square()
+        among, across = covariance[..., :num_points, :].split([num_points, xt.shape[-2]], dim=-1)
+        noise = noise_std.square()[:, None, None] * torch.eye(num_points).to(among)
+        factor = torch.linalg.cholesky(among + noise)
+        away = points.y[:, None] - mean[..., :num_points, :]
+        across, away = (
+            torch.linalg.solve_triangular(factor, z, upper=False) for z in (across, away)
+        )
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1) - num_points * noise_std.log()
+        number = self.dim_y * state.moments.count[:, None]
+        misfit = away.square().sum(dim=(-2, -1))
+        ratio, evidence = heads.with_more(posterior, number, misfit, 2 * log_det, num_points)
+        return FunctionMixture(
+            heads.log_weights(replace(posterior, log_evidence=evidence)),
+            mean[..., num_points:, :] + across.mT @ away,
+            ratio[..., None, None].square()
+            * (covariance[..., num_points:, num_points:] - across.mT @ across),
+            ratio * noise_std,
+        )
+
+    def _functions(self, state: SecondMomentState, xt: Tensor) -> FunctionMixture:
+        posterior = self._solved(state).posterior
+        features = self.heads.features(xt)
+        return FunctionMixture(
+            self.heads.log_weights(posterior),
+            features[:, None] @ posterior.mean,
+            posterior.covariance(features),
+            posterior.noise_std,
+        )
 
     def sample_functions(self, state: SecondMomentState, num_samples: int = 1) -> SampledFunctions:
         r"""Draw functions from the Bayesian mixture, to be evaluated anywhere and later.
