@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint docs
 
 demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
@@ -17,6 +17,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build/html
 
 .venv/installed: pyproject.toml
 	test -d .venv || $(PYTHON) -m venv .venv
