@@ -179,6 +179,11 @@ class Column:
         return cls(name, cast(Kind, kind), spread.mean, spread.std if low < high else 1.0)
 
     @property
+    def kind_text(self) -> str:
+        """The kind as it is written, with its period if it has one, such as "circular(24)"."""
+        return f"circular({self.scale:g})" if self.kind == "circular" else self.kind
+
+    @property
     def width(self) -> int:
         """How many numbers stand for a value."""
         return 2 if self.kind == "circular" else 1
@@ -216,6 +221,8 @@ class Scaling:
     Example:
         >>> x, y = np.array([[0.0], [10.0]]), np.array([[15.0], [25.0]])
         >>> scaling = Scaling.fit(x, y, ["hour"], ["temperature"], {"hour": "circular(24)"})
+        >>> scaling
+        Scaling(x=[hour: circular(24)], y=[temperature: standard])
         >>> scaling.dim_x, scaling.encode_y(torch.tensor([[25.0]])).tolist()
         (2, [[1.0]])
     """
@@ -238,6 +245,14 @@ class Scaling:
                 )
         if self.dates is not None:
             DateUnit.parse(self.dates)
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{side}=[{', '.join(f'{column.name}: {column.kind_text}' for column in columns)}]"
+            for side, columns in (("x", self.x), ("y", self.y))
+        ]
+        parts += [] if self.dates is None else [f"dates={self.dates!r}"]
+        return f"Scaling({', '.join(parts)})"
 
     @classmethod
     def fit(

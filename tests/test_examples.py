@@ -23,7 +23,8 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_hold(name: str) -> None:
     module = importlib.import_module(name)
-    names = vars(npbench) | vars(npbench.models) | vars(datamodules) | {"torch": torch}
+    of_data = {public: getattr(datamodules, public) for public in datamodules.__all__}
+    names = vars(npbench) | vars(npbench.models) | of_data | {"torch": torch}
     result = doctest.testmod(module, extraglobs=names)
     assert result.attempted
     assert not result.failed

@@ -42,7 +42,7 @@ FOR_DATA = {
     "npbench.Task", "npbench.EventSequences", "npbench.TokenSequences", "npbench.Exact",
     "npbench.task", "npbench.events", "npbench.sequences",
     "npbench.tables", "npbench.point_files", "npbench.scaling", "npbench.errors",
-    "npbench.files",
+    "npbench.files", "npbench.lazy",
 }  # fmt: skip
 # `npbench/__init__.py` shows what is public, and `__main__.py` calls the command.
 FILES = [

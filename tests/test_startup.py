@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import datamodules
 import npbench
 import npbench.training
 from npbench.models import CMANP
@@ -60,7 +61,13 @@ def test_condition_and_query_import_neither_lightning_nor_the_compiler(tmp_path:
     assert not imported(command("query", "--state", state, "--targets", points, "--out", out), SLOW)
 
 
-@pytest.mark.parametrize("package", [npbench, npbench.training], ids=lambda p: p.__name__)
+def test_tables_import_nothing_of_gaussian_processes() -> None:
+    assert not imported("from datamodules import TableDataModule", ["gpytorch"])
+
+
+@pytest.mark.parametrize(
+    "package", [npbench, npbench.training, datamodules], ids=lambda package: package.__name__
+)
 def test_every_lazy_name_is_that_of_its_module(package: object) -> None:
     name = package.__name__
     for public in package.__all__:

@@ -76,7 +76,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             weighed by their evidence (`SecondMomentNP` as it is initialised).
         units: the scalings of columns by name, such as {"hour": "circular(24)"}; by default inputs
             are "min-max" and outputs "standard". Arrays have the columns x0, x1, … and y0, ….
-        scaling: the units themselves, if they are not to be fitted on the first rows.
+        scaling: the units themselves, if they are not to be fitted on the first rows; by default
+            those of the model, if it has learned a table.
         tiles: how many ranges of the model's training the inputs span in each direction: for long
             series and large fields, of models that move to other ranges (`model.on`), such as
             `LocatedCMANP`. The state grows with it, and resolves smaller things. "auto" takes as
@@ -458,12 +459,11 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         is_date = {name: pd.api.types.is_datetime64_any_dtype(X[name]) for name in X}
         if not any(is_date.values()):
             return X
-        if reset:
-            first = min(X[name].min() for name in X if is_date[name])
-            self._dates = self.dates or f"days since {first:%Y-%m-%d}"
-        text = self._dates if reset else self.scaling_.dates
+        dates = X.loc[:, list(is_date.values())]
+        text = self._unit_of_dates(dates) if reset else self.scaling_.dates
         if text is None:
-            raise InputError("X holds dates, and the regressor was fitted on numbers")
+            units = "was given the units of" if reset else "was fitted on"
+            raise InputError(f"X holds dates, and the regressor {units} numbers")
         unit = DateUnit.parse(text)
         columns = {}
         for name in X:
@@ -472,6 +472,14 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 numbers = unit.numbers(values.astype(np.int64))
                 columns[name] = np.where(np.isnat(values), np.nan, numbers)
         return X.assign(**columns)
+
+    def _unit_of_dates(self, dates: pd.DataFrame) -> str | None:
+        """What the dates of the first rows are as numbers: as the given units say, if there are
+        any."""
+        if (given := self._given_scaling()) is not None:
+            return given.dates
+        self._dates = self.dates or f"days since {dates.min().min():%Y-%m-%d}"
+        return self._dates
 
     def _rows(
         self,
@@ -506,10 +514,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         return x, values
 
     def _choose_units(self, x: np.ndarray, y: np.ndarray) -> None:
-        given = self.scaling
-        if given is None and isinstance(self.model, NeuralProcess):
-            given = self.model.scaling
-        if given is not None:
+        if (given := self._given_scaling()) is not None:
             if (len(given.x), len(given.y)) != (x.shape[1], y.shape[1]):
                 raise InputError(
                     f"the units are of {', '.join([*given.x_names, *given.y_names])}, and the rows "
@@ -525,6 +530,13 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             x[known], y[known], list(names), self._y_names, self.units, self._ends(x.shape[1]),
             self._dates,
         )  # fmt: skip
+
+    def _given_scaling(self) -> Scaling | None:
+        """The units that are not to be fitted: the regressor's own, or those of a model."""
+        if self.scaling is not None or self.model is None:
+            return self.scaling
+        model = self.model if isinstance(self.model, NeuralProcess) else load(self.model)
+        return model.scaling
 
     def _ends(self, num_inputs: int) -> tuple[float, float]:
         """What inputs run between: less than in the model's training by the margin."""

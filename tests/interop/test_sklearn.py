@@ -23,6 +23,7 @@ from npbench.blocks import Places
 from npbench.cli import main
 from npbench.errors import DataWarning, InputError
 from npbench.models import TNPD, LocatedCMANP, SecondMomentJointNP, SecondMomentNP
+from npbench.pretrained import export
 from npbench.scaling import Column, Scaling
 
 pytestmark = pytest.mark.usefixtures("as_a_user")
@@ -134,6 +135,28 @@ def test_data_frames_give_their_names_and_dates(tmp_path: Path) -> None:
     np.testing.assert_allclose(predictions["celsius"], numbers.predict(hours[:9]), 1e-4)
     with pytest.raises(ValueError, match="feature names"):
         regressor.predict(frame.rename(columns={"when": "then"}))
+
+
+def test_given_units_say_what_the_dates_of_the_first_rows_are() -> None:
+    hours, y = days(4)
+    frame = pd.DataFrame({"when": pd.Timestamp("2024-05-01") + pd.to_timedelta(hours[:, 0], "h")})
+    whole = NeuralProcessRegressor().fit(frame, y)
+    parts = [NeuralProcessRegressor(scaling=whole.scaling_) for _ in range(2)]
+    first, second = (part.fit(frame[i::2], y[i::2]) for i, part in enumerate(parts))
+    assert_same(first.merge(second), whole, frame)
+    of_numbers = NeuralProcessRegressor().fit(hours, y).scaling_
+    with pytest.raises(InputError, match="X holds dates, and the regressor was given the units of"):
+        NeuralProcessRegressor(scaling=of_numbers).fit(frame, y)
+
+
+def test_a_model_brings_its_units_from_a_file_too(tmp_path: Path) -> None:
+    x, y = days(2)
+    tuned = npbench.load("gp-1d")
+    tuned.scaling = Scaling.fit(np.array([[0.0], [96.0]]), y[:, None], ["hour"], ["celsius"])
+    export(tuned, tmp_path / "tuned", "A model that has learned a table.")
+    regressor = NeuralProcessRegressor(tmp_path / "tuned").fit(x, y)
+    assert regressor.scaling_ == tuned.scaling
+    assert_same(regressor, NeuralProcessRegressor(tuned).fit(x, y), x)
 
 
 def test_quantiles_and_draws_are_of_the_predictive_distribution() -> None:
