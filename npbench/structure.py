@@ -35,12 +35,17 @@ class TensorRecord:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor of the record, those of nested records included."""
+        return (tensor for _, tensor in self.named_tensors())
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The same with their names, of which those of nested records have dots."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, TensorRecord):
-                yield from value.tensors()
+                for name, tensor in value.named_tensors():
+                    yield f"{field.name}.{name}", tensor
             elif isinstance(value, Tensor):
-                yield value
+                yield field.name, value
 
     def map(self: Record, function: Callable[[Tensor], Tensor]) -> Record:
         """A new record with `function` applied to every tensor."""

@@ -80,8 +80,12 @@ def scan_attention(
         return _compiled_flex_attention()(
             q, k, v, score_mod=score_mod(bias, x_queries, x_points, mask)
         )
-    rows, columns = _chunk(q, k) if chunk is None else chunk
-    if q.shape[-2] <= rows and k.shape[-2] <= columns:
+    # An exported program takes any numbers of queries and points, and so cannot count chunks.
+    is_whole = torch.compiler.is_exporting()
+    if not is_whole:
+        rows, columns = _chunk(q, k) if chunk is None else chunk
+        is_whole = q.shape[-2] <= rows and k.shape[-2] <= columns
+    if is_whole:
         return _absorb(q, k, v, mask, bias(x_queries, x_points), bias.hides).out
     names, parameters = zip(*bias.named_parameters())
     layout = _Layout(bias, names, (rows, columns))

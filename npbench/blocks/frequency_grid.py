@@ -108,7 +108,7 @@ class FrequencyGrid:
         fine = _waves(angle, torch.arange(_ROW, device=x.device))
         coarse = _waves(angle, torch.arange(0, size, _ROW, device=x.device))
         rows = (weight.double() / window[..., None])[..., None] * coarse[:, :, None]
-        return (rows.flatten(2).mT @ fine).reshape(len(x), weight.shape[-1], size)
+        return (rows.flatten(2).mT @ fine).reshape(x.shape[0], weight.shape[-1], size)
 
     def at(
         self, transform: Complex[Tensor, "batch outputs size"], frequency: Float[Tensor, "tasks w"]
@@ -138,7 +138,7 @@ def _interpolated(
     index: Integer[Tensor, "tasks w taps"],
     window: Float[Tensor, "tasks w taps"],
 ) -> Complex[Tensor, "batch outputs w"]:
-    if len(index) == 1:
+    if index.shape[0] == 1:
         return (values[..., index[0]] * window).sum(dim=-1)
     flat = index.flatten(1)[:, None].expand(-1, values.shape[1], -1)
     return (values.gather(-1, flat).unflatten(-1, index.shape[1:]) * window[:, None]).sum(dim=-1)

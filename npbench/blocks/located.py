@@ -66,7 +66,7 @@ class LocatedAttention(MultiheadAttention):
             scores = (q * q.shape[-1] ** -0.5) @ k.mT + bias
             out = scores.softmax(dim=-1).to(v.dtype) @ v
         else:
-            bias = bias.to(q.dtype).expand(len(q), -1, -1, -1)
+            bias = bias.to(q.dtype).expand(q.shape[0], -1, -1, -1)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.join(a.rotation.undo(out))
 

@@ -176,8 +176,10 @@ class PeriodicHeads(nn.Module):
             frequency, width = (z.gather(1, cell) for z in (cells.frequency, cells.width))
             gram, targets = moments.harmonic_moments(2 * math.pi * frequency, self.num_harmonics)
         prior, noise = self._variances(moments, width, self.num_harmonics)
-        prior = prior[:, 0].take_along_dim(head[..., None], dim=1)
-        noise = noise.take_along_dim(head[..., None], dim=2)[..., 0]
+        of_head = head[..., None]
+        prior = prior[:, 0].expand(head.shape[0], -1, -1)
+        prior = prior.gather(1, of_head.expand(-1, -1, prior.shape[-1]))
+        noise = noise.gather(2, of_head)[..., 0]
         scale = (prior / noise[..., None]).sqrt().repeat(1, 1, 2)
         precision = plus_identity(gram * scale[..., None] * scale[..., None, :])
         inverse, log_det = inverse_and_log_det(precision)
@@ -189,7 +191,7 @@ class PeriodicHeads(nn.Module):
             log_count = self.log_noise_count()[head]
         ratio, log_evidence = _evidence(moments, noise, log_det, explained, log_count)
         score = temperature * log_evidence
-        score = score + self._log_prior(frequency, width).take_along_dim(head[..., None], 2)[..., 0]
+        score = score + self._log_prior(frequency, width).gather(2, of_head)[..., 0]
         prior_std = prior.sqrt().repeat(1, 1, 2)
         root = ratio[..., None] * prior_std
         dtype = self.logit.theta.dtype
@@ -233,7 +235,7 @@ class PeriodicHeads(nn.Module):
     ) -> _Cells:
         """These cells, with their scores by so many harmonics."""
         gram, targets = moments.harmonic_moments(2 * math.pi * frequency, num_harmonics)
-        batch = len(gram)
+        batch = gram.shape[0]
         frequency, width = (z.expand(batch, -1) for z in (frequency, width))
         prior, noise = self._variances(moments, width, num_harmonics)
         scale = (prior / noise[..., None]).sqrt().repeat(1, 1, 1, 2)
@@ -302,7 +304,7 @@ class PeriodicHeads(nn.Module):
             mass = rest.logsumexp(dim=-1, keepdim=True)
             level = (torch.arange(num_drawn, device=flat.device) + 0.5) / num_drawn
             below = (rest - mass).exp().cumsum(dim=-1)
-            drawn = torch.searchsorted(below, level.double().expand(len(flat), -1).contiguous())
+            drawn = torch.searchsorted(below, level.double().expand(flat.shape[0], -1).contiguous())
             drawn = drawn.clamp(max=flat.shape[1] - 1)
             of_drawn = mass - math.log(num_drawn) - flat.gather(1, drawn)
             best = torch.cat([best, drawn], dim=1)
@@ -319,7 +321,7 @@ def _evidence(
 ) -> tuple[Tensor, Tensor]:
     """κ and $\\log Z$, as in `BayesianHeads`, for cells and perhaps heads of each task."""
     dim_y = moments.squares.shape[-1]
-    shape = len(moments.count), *[1] * (noise.ndim - 1)
+    shape = moments.count.shape[0], *[1] * (noise.ndim - 1)
     number = dim_y * moments.count.reshape(shape)
     misfit = moments.squares.sum(dim=-1).reshape(shape) / noise - explained
     normaliser = number * (2 * math.pi * noise).log() + dim_y * log_det

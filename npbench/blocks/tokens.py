@@ -115,7 +115,7 @@ class TokenEmbedding(nn.Module):
         index = torch.where(mask, mask.cumsum(dim=-1) - 1, index)
         x = self.tokens(tokens) + self._encoded(start + index)
         if self.cls is not None:
-            x = torch.cat([self.cls.expand(len(x), 1, -1), x], dim=1)
+            x = torch.cat([self.cls.expand(x.shape[0], 1, -1), x], dim=1)
             mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         x = self.dropout(self.norm(x))
         if self.clear_padding:

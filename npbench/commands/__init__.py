@@ -26,6 +26,6 @@ COMMANDS = {
     "query": Command("query", "Predict at the rows of a table from a state."),
     "forget": Command("forget", "Take the rows of a table out of a state."),
     "merge": Command("merge", "Merge the states of several tables into the state of all."),
-    "export": Command("export", "Make a folder of a trained model, to keep or to share."),
+    "export": Command("export", "Make a folder of a trained model, or a program to deploy."),
     "import-official": Command("import_official", "Take weights of the paper's official code."),
 }

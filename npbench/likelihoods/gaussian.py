@@ -207,17 +207,17 @@ class JointGaussian(nn.Module):
     def _repair(self, diagonal: Tensor, is_broken: Callable[[Tensor], Tensor]) -> Tensor:
         """The diagonal; each task that `is_broken` gets the smallest jitter that mends it.
 
-        `torch.compile` leaves this to Python: it branches on values. To say so by
-        `torch.compiler.disable` would import the compiler, which takes a second, with the models.
+        A compiled graph cannot branch on values: it tries every jitter, and says nothing.
         """
+        is_compiling = torch.compiler.is_compiling()
         with torch.no_grad():
             jitter = torch.zeros_like(diagonal[..., :1])
             for more in _JITTERS:
                 broken = is_broken(diagonal + jitter)
-                if not broken.any():
+                if not (is_compiling or broken.any()):
                     break
-                jitter[broken] = more
-            if jitter.any() and not self._has_warned:
+                jitter = jitter.masked_fill(broken[:, None], more)
+            if not (is_compiling or self._has_warned) and jitter.any():
                 self._has_warned = True
                 warnings.warn(
                     f"a joint covariance was not positive definite: added "

@@ -173,14 +173,14 @@ class ConvCNP(SumProcess):
     def _query(self, state: ConvState, xt: Tensor) -> Distribution:
         _check_grid(state.moments.grid, self.grid, "the model")
         function, axes = self._solved(state).posterior, self._axes(xt.dtype)
-        size = xt.shape[1]
-        if not torch.is_grad_enabled():
-            size = self.targets_at_a_time
-            self._warn_if_outside("targets", xt)
-        parts = (
-            self.head.parts(self.gather.to_points(self._seen(x).to(x.dtype), function, axes))
-            for x in xt.split(size, dim=1)
-        )
+
+        def encoding(x: Tensor) -> Tensor:
+            return self.gather.to_points(self._seen(x).to(x.dtype), function, axes)
+
+        if torch.is_grad_enabled():
+            return self.head(encoding(xt))
+        self._warn_if_outside("targets", xt)
+        parts = (self.head.parts(encoding(x)) for x in xt.split(self.targets_at_a_time, dim=1))
         return self.head.distribution(*(torch.cat(z, dim=1) for z in zip(*parts)))
 
     def _absorb(self, points: Points) -> GridSums:

@@ -43,7 +43,7 @@ class KernelState(State):
 
     @property
     def batch_size(self) -> int:
-        return len(self.kept)
+        return self.kept.shape[0]
 
 
 class TNPKR(NeuralProcess):
@@ -184,8 +184,8 @@ class TNPKR(NeuralProcess):
     def encodings(self, state: KernelState, xt: Tensor) -> Iterator[Tensor]:
         """The encodings of targets, so many at a time."""
         self._check_positions(xt)
-        size = xt.shape[1] if torch.is_grad_enabled() else _TARGETS_AT_A_TIME
-        return (self._attend(state, part) for part in xt.split(size, dim=1))
+        parts = (xt,) if torch.is_grad_enabled() else xt.split(_TARGETS_AT_A_TIME, dim=1)
+        return (self._attend(state, part) for part in parts)
 
     def without_points(self, state: KernelState) -> KernelState:
         """The state without its points: of constant size. It answers queries as before, and cannot

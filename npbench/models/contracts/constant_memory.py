@@ -215,7 +215,9 @@ class ConstantMemoryProcess(ForgettingProcess):
 
     def _at_a_time(self, without_gradients: int) -> int | None:
         """How many points or targets are taken at a time, as the table of `CMANP` says; None
-        means all."""
+        means all, and an exported program, which cannot count chunks, takes all."""
+        if torch.compiler.is_exporting():
+            return None
         if self.context_chunk_size is None and not torch.is_grad_enabled():
             return without_gradients
         return self.context_chunk_size

@@ -77,7 +77,7 @@ class Inputs:
         _check_any_target("xt", targets.x)
         _check_no_task_is_empty("target_mask", targets.mask)
         context = self._points("xc", task.xc, "yc", task.yc, task.context_mask)
-        check_batch("xt", targets.x, len(context.x), "xc")
+        check_batch("xt", targets.x, context.x.shape[0], "xc")
         _check_finite({"xt": targets.x, "yt": targets.y, "xc": context.x, "yc": context.y})
         if self.one_hot:
             _check_one_hot("yt", targets)
@@ -190,7 +190,7 @@ class Inputs:
             check_no_frame(name, tensor)
             raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
         width = self._dims[part == "y"]
-        if tensor.ndim == 3 and len(tensor) and tensor.shape[-1] == width:
+        if tensor.ndim == 3 and tensor.shape[0] and tensor.shape[-1] == width:
             return
         reason = f"the model was built with dim_{part}={width}"
         if self.scaling is not None:
@@ -312,8 +312,8 @@ def _check_size(chunk_size: int | None) -> None:
 
 def check_batch(name: str, tensor: Tensor, batch_size: int, other: str = "the state") -> None:
     """Refuse data of another number of tasks than those of the state, or of other data."""
-    if len(tensor) != batch_size:
-        raise InputError(f"{name} has {len(tensor)} tasks, {other} {batch_size}")
+    if tensor.shape[0] != batch_size:
+        raise InputError(f"{name} has {tensor.shape[0]} tasks, {other} {batch_size}")
 
 
 def _as_batch(x: Any, *others: Any) -> tuple:

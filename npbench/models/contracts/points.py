@@ -31,7 +31,7 @@ class Points(TensorRecord):
     def count(self) -> Integer[Tensor, "batch"]:
         """Number of real points of each task."""
         if self.mask is None:
-            return self.x.new_full([len(self.x)], self.x.shape[1], dtype=torch.long)
+            return self.x.new_full([self.x.shape[0]], self.x.shape[1], dtype=torch.long)
         return self.mask.sum(dim=-1)
 
     @classmethod
@@ -78,4 +78,4 @@ def take(
     values: Shaped[Tensor, "batch points *rest"], indices: Integer[Tensor, "batch taken"]
 ) -> Shaped[Tensor, "batch taken *rest"]:
     """The values of each task at its own indices."""
-    return values[torch.arange(len(values), device=values.device)[:, None], indices]
+    return values[torch.arange(values.shape[0], device=values.device)[:, None], indices]
