@@ -45,7 +45,12 @@ class WeightPosterior(TensorRecord):
         return rooted.mT @ rooted
 
     def _rooted(self, features: Tensor) -> Float[Tensor, "batch heads m target"]:
-        product = self.root.flatten(1, 2) @ features.mT
+        root = self.root.flatten(1, 2)
+        if root.stride(0) == 0:  # the tasks have one posterior: one product, in place of many
+            product = root[0] @ features.flatten(0, 1).mT
+            product = product.unflatten(-1, features.shape[:2]).movedim(1, 0)
+        else:
+            product = root @ features.mT
         return product.unflatten(1, self.root.shape[1:3])
 
 
@@ -241,7 +246,7 @@ class BayesianHeads(nn.Module):
         mean, root = root.mT @ whitened, ratio[..., None, None] * root
         dtype = self.features.frequencies.theta.dtype
         return WeightPosterior(
-            mean.to(dtype), root.to(dtype), (ratio * noise_std).to(dtype), log_evidence
+            mean.to(dtype), root.to(dtype).contiguous(), (ratio * noise_std).to(dtype), log_evidence
         )
 
     def solve_by_points(
