@@ -51,11 +51,15 @@ def copy_notebooks(app: Any) -> None:
     folder = ROOT / "docs/notebooks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    for notebook in notebooks:
-        shutil.copy(notebook, folder)
-    listed = "\n".join(notebook.stem for notebook in notebooks)
-    (folder / "index.md").write_text(_NOTEBOOKS.format(listed=listed))
+    listed = []
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        # Links begin at the folder notebooks/, and there is one folder more here.
+        text = notebook.read_text().replace("](../", "](../../").replace("](../../docs/", "](../")
+        (folder / notebook.name).write_text(text)
+        # A page of the same name tells more.
+        page = ROOT / f"docs/{notebook.stem}.md"
+        listed += [f"/{page.stem}"] * page.is_file() + [notebook.stem]
+    (folder / "index.md").write_text(_NOTEBOOKS.format(listed="\n".join(listed)))
 
 
 def read_docstring(

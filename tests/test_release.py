@@ -1,6 +1,8 @@
 """What a release says of itself agrees in all files."""
 
+import doctest
 import re
+import runpy
 import tomllib
 from pathlib import Path
 
@@ -35,3 +37,29 @@ def test_files_of_each_release_are_kept() -> None:
 def test_both_packages_say_that_they_are_typed() -> None:
     for package in ("npbench", "datamodules"):
         assert (ROOT / package / "py.typed").is_file()
+
+
+def test_the_lowest_versions_are_those_that_the_project_names() -> None:
+    script = runpy.run_path(str(ROOT / ".github/lowest.py"))
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(script["lowest"], "lowest", globs=script):
+        runner.run(test)
+    assert runner.tries
+    assert not runner.failures
+    constraints = list(script["lowest"](PROJECT))
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    assert "torch==2.11.*" in constraints
+    assert len(constraints) == sum(
+        not each.startswith("npbench[") for part in lists for each in part
+    )
+
+
+def test_the_hosted_workflow_calls_what_is_there() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = "\n".join(step["run"] for step in steps if "run" in step)
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"test", "lint", "docs"} == set(re.findall(r"make (\w+)", commands))
+    assert {"test", "lint", "docs"} <= set(targets[1].split())
+    for path in re.findall(r"\.github/\w+\.py", commands):
+        assert (ROOT / path).is_file()

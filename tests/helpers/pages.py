@@ -44,6 +44,7 @@ def make_files(page: str) -> None:
     series = table(np.linspace(0, 24, 240))
     for name in ("temperatures", "mine", "grid", "today", "points"):
         series.to_csv(f"{name}.csv", index=False)
+    series.rename(columns={"celsius": "load"}).to_csv("readings.csv", index=False)
     fields(0).to_parquet("points.parquet")
     fields(1).to_parquet("grid.parquet")
     Path("card.md").write_text("A model for a test.")
