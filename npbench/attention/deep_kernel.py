@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from npbench.attention.precision import at_least_float32
+
 
 class DeepKernelAttention(nn.Module):
     r"""Linear attention whose kernel is a network's.
@@ -39,12 +41,13 @@ class DeepKernelAttention(nn.Module):
         mask: Bool[Tensor, "batch points"] | None = None,
     ) -> Float[Tensor, "batch features dim_model"]:
         """S of a context; 0 if it is empty."""
-        features = self.features(torch.cat([x, context], dim=-1))
-        values = self.values(context) * context.shape[-1] ** -0.5
-        if mask is None:
-            return features.mT @ values / max(1, context.shape[1])
-        features = features.masked_fill(~mask[..., None], 0.0)
-        return features.mT @ values / mask.sum(dim=-1).clamp(min=1)[:, None, None]
+        features = at_least_float32(self.features(torch.cat([x, context], dim=-1)))
+        values = at_least_float32(self.values(context)) * context.shape[-1] ** -0.5
+        with torch.autocast(x.device.type, enabled=False):
+            if mask is None:
+                return features.mT @ values / max(1, context.shape[1])
+            features = features.masked_fill(~mask[..., None], 0.0)
+            return features.mT @ values / mask.sum(dim=-1).clamp(min=1)[:, None, None]
 
     def forward(
         self,

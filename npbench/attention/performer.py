@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from npbench.attention.multihead import MultiheadAttention
+from npbench.attention.precision import at_least_float32
 
 # Least denominator of an output.
 _LEAST_MASS = 1e-6
@@ -46,11 +47,12 @@ class PerformerAttention(MultiheadAttention):
         mask: Bool[Tensor, "batch points"] | None = None,
     ) -> Float[Tensor, "batch heads features dim_head_and_1"]:
         """The sums over a context: of φ vᵀ and, in the last column, of φ."""
-        k, v = self.keys_values(context)
-        features = self.features(k)
-        if mask is not None:
-            features = features.masked_fill(~mask[:, None, :, None], 0.0)
-        return features.mT @ F.pad(v, (0, 1), value=1.0)
+        k, v = map(at_least_float32, self.keys_values(context))
+        with torch.autocast(k.device.type, enabled=False):
+            features = self.features(k)
+            if mask is not None:
+                features = features.masked_fill(~mask[:, None, :, None], 0.0)
+            return features.mT @ F.pad(v, (0, 1), value=1.0)
 
     def forward(
         self,
@@ -68,8 +70,9 @@ class PerformerAttention(MultiheadAttention):
         kept: Float[Tensor, "batch heads features dim_head_and_1"],
     ) -> Float[Tensor, "batch heads queries dim_head"]:
         """The output of each head."""
-        sums = self.features(q) @ kept
-        return sums[..., :-1] / sums[..., -1:].clamp(min=_LEAST_MASS)
+        with torch.autocast(q.device.type, enabled=False):
+            sums = self.features(at_least_float32(q)) @ kept
+            return sums[..., :-1] / sums[..., -1:].clamp(min=_LEAST_MASS)
 
     def features(
         self, z: Float[Tensor, "batch heads points dim_head"]

@@ -226,9 +226,11 @@ class BayesianHeads(nn.Module):
         x: Float[Tensor, "batch target dim_x"],
     ) -> tuple[Float[Tensor, "batch target heads dim_y"], Float[Tensor, "batch target heads"]]:
         """The mean and standard deviation of values at x, noise included."""
-        features = self.features(x)
-        variance = posterior.variance(features) + posterior.noise_std.square()[..., None]
-        return torch.einsum("btm,bhmd->bthd", features, posterior.mean), variance.sqrt().mT
+        # Weights may be large, and cancel: no product of theirs is for autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            features = self.features(x)
+            variance = posterior.variance(features) + posterior.noise_std.square()[..., None]
+            return torch.einsum("btm,bhmd->bthd", features, posterior.mean), variance.sqrt().mT
 
     def solve(self, moments: SecondMoments) -> WeightPosterior:
         """The posterior by m equations in the weights, in float64, and then in the model's type."""
@@ -256,27 +258,28 @@ class BayesianHeads(nn.Module):
         mask: Bool[Tensor, "batch points"] | None = None,
     ) -> FunctionPosterior:
         """The same posterior by n equations in the points, in the type of the model."""
-        num_points = features.new_full([len(y)], y.shape[1])
-        if mask is not None:
-            features, y = (z.masked_fill(~mask[..., None], 0.0) for z in (features, y))
-            num_points = mask.sum(dim=-1).to(y.dtype)
-        prior_std, noise_std = self.prior_std, self.noise_std
-        scale = (prior_std / noise_std[:, None])[:, None]
-        scaled = features[:, None] * scale
-        inverse, log_det = inverse_and_log_det(plus_identity(scaled @ scaled.mT))
-        gain = scaled * prior_std[:, None]
-        solved = inverse @ y[:, None] / noise_std[:, None, None]
-        misfit = (y[:, None] * solved).sum(dim=(-2, -1)) / noise_std
-        number = y.shape[-1] * num_points[:, None]
-        ratio, log_evidence = self._with_noise(misfit, number, log_det, y.shape[-1])
-        return FunctionPosterior(
-            gain.mT @ solved,
-            ratio[..., None] * prior_std,
-            ratio[..., None, None] * gain,
-            inverse,
-            ratio * noise_std,
-            log_evidence.double(),
-        )
+        with torch.autocast(features.device.type, enabled=False):
+            num_points = features.new_full([len(y)], y.shape[1])
+            if mask is not None:
+                features, y = (z.masked_fill(~mask[..., None], 0.0) for z in (features, y))
+                num_points = mask.sum(dim=-1).to(y.dtype)
+            prior_std, noise_std = self.prior_std, self.noise_std
+            scale = (prior_std / noise_std[:, None])[:, None]
+            scaled = features[:, None] * scale
+            inverse, log_det = inverse_and_log_det(plus_identity(scaled @ scaled.mT))
+            gain = scaled * prior_std[:, None]
+            solved = inverse @ y[:, None] / noise_std[:, None, None]
+            misfit = (y[:, None] * solved).sum(dim=(-2, -1)) / noise_std
+            number = y.shape[-1] * num_points[:, None]
+            ratio, log_evidence = self._with_noise(misfit, number, log_det, y.shape[-1])
+            return FunctionPosterior(
+                gain.mT @ solved,
+                ratio[..., None] * prior_std,
+                ratio[..., None, None] * gain,
+                inverse,
+                ratio * noise_std,
+                log_evidence.double(),
+            )
 
     def log_evidence(
         self, moments: SecondMoments, noise_std: Float[Tensor, "batch heads"] | None = None

@@ -45,9 +45,10 @@ class PeriodicPosterior(TensorRecord):
         order = torch.arange(self.mean.shape[2] // 2, device=x.device)
         angle = 2 * math.pi * (cycles[..., None] * order).remainder(1.0).to(x.dtype)
         features = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        variance = ((features @ self.covariance) * features).sum(dim=-1).clamp(min=0.0)
-        std = (variance + self.noise_std.square()[..., None]).sqrt()
-        return (features @ self.mean).transpose(1, 2), std.mT
+        with torch.autocast(x.device.type, enabled=False):
+            variance = ((features @ self.covariance) * features).sum(dim=-1).clamp(min=0.0)
+            std = (variance + self.noise_std.square()[..., None]).sqrt()
+            return (features @ self.mean).transpose(1, 2), std.mT
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import OneHotCategorical
 
+from npbench.attention.precision import at_least_float32
 from npbench.errors import InputError
 from npbench.likelihoods.gaussian import GaussianHead
 
@@ -41,7 +42,7 @@ class CategoricalHead(nn.Module):
         self, encoding: Float[Tensor, "*batch target dim_in"]
     ) -> tuple[Float[Tensor, "*batch target classes"]]:
         """The logits."""
-        return (self.mlp(encoding),)
+        return (at_least_float32(self.mlp(encoding)),)
 
     def distribution(self, logits: Float[Tensor, "*batch target classes"]) -> OneHotCategorical:
         """The distribution of these parts."""

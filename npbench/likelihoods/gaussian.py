@@ -18,6 +18,7 @@ from torch.distributions import (
     Normal,
 )
 
+from npbench.attention.precision import at_least_float32
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
 from npbench.errors import InputError
 
@@ -48,7 +49,7 @@ class GaussianHead(nn.Module):
         self, encoding: Float[Tensor, "*batch target dim_in"]
     ) -> tuple[Float[Tensor, "*batch target dim_y"], Float[Tensor, "*batch target dim_y"]]:
         """Mean and standard deviation."""
-        mean, raw = self.mlp(encoding).chunk(2, dim=-1)
+        mean, raw = at_least_float32(self.mlp(encoding)).chunk(2, dim=-1)
         if self.min_std is None:
             return mean, raw.exp()
         return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)

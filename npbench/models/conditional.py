@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from npbench.attention import attend, join_heads, split_heads
+from npbench.attention.precision import at_least_float32
 from npbench.blocks import MLP
 from npbench.errors import InputError
 from npbench.likelihoods import CategoricalHead, GaussianHead, Likelihood, target_head
@@ -90,7 +91,7 @@ class PooledEncoder(nn.Module):
         return self.post[1](state.mean[:, 1])
 
     def _absorb(self, points: Points) -> CNPState:
-        encodings = torch.stack([pre(points.xy) for pre in self.pre], dim=1)
+        encodings = at_least_float32(torch.stack([pre(points.xy) for pre in self.pre], dim=1))
         if points.mask is not None:
             encodings = encodings * points.mask[:, None, :, None]
         count = points.count[:, None, None]

@@ -329,7 +329,8 @@ class LocatedCMANP(ConstantMemoryProcess):
         return super()._attention(state)
 
     def _state(self, attention: AttentionState) -> LocatedState:
-        return LocatedState(attention, self._encode(attention), self.places)
+        latents = self._encode(attention).to(attention.out.dtype)  # also under autocast
+        return LocatedState(attention, latents, self.places)
 
 
 def check_places(mine: Places, other: Places, whose: str) -> None:

@@ -19,6 +19,7 @@ from npbench.offers import OffersScaling
 from npbench.scaling import Scaling
 from npbench.task import Task
 from npbench.training.base import TrainingModule
+from npbench.training.compiled import CompiledLoss
 from npbench.training.gradients import OnNonFinite, unusable_loss
 from npbench.training.sampling import joint_samples
 
@@ -67,6 +68,8 @@ class MetaRegression(TrainingModule):
         warmup_steps: steps over which the learning rate rises linearly before either.
         on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
             warning, or "raise" an error. Weights are never made of it.
+        compile: whether `torch.compile` makes one graph of the loss, in the first steps of each
+            size; see `CompiledLoss`.
 
     Example:
         >>> import lightning as L
@@ -90,8 +93,10 @@ class MetaRegression(TrainingModule):
         decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
         on_nonfinite: OnNonFinite = "skip",
+        compile: bool = False,
     ) -> None:
         super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        self._compiled_loss = CompiledLoss(model) if compile else None
         self.quantiles: Sequence[float] = ()
         self._records_ranges = True
         self._step_ranges: Ranges | None = None
@@ -109,7 +114,7 @@ class MetaRegression(TrainingModule):
 
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         try:
-            loss = self.model.loss(task)
+            loss = (self._compiled_loss or self.model.loss)(task)
         except torch.linalg.LinAlgError:  # of values that are too large for its equations
             loss = unusable_loss(self.model.parameters())
         ranges = _ranges_of(task, self.model.scaling)

@@ -199,3 +199,19 @@ def assert_same_record(actual: TensorRecord, expected: TensorRecord) -> None:
     pairs = list(zip(actual.tensors(), expected.tensors(), strict=True))
     assert pairs
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+def assert_mixed_precision_is_near(model: torch.nn.Module, batch: TensorRecord) -> None:
+    """That loss and gradients of a step in bfloat16 are finite, and near those of float32."""
+    found = []
+    for mixed in (False, True):
+        torch.manual_seed(1)  # some models sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = model.loss(batch)
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        found.append((loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])))
+    (loss, gradient), (mixed_loss, mixed_gradient) = found
+    assert mixed_loss.dtype == torch.float32
+    torch.testing.assert_close(mixed_loss, loss, rtol=0.02, atol=0.0)
+    assert mixed_gradient.isfinite().all()
+    assert torch.cosine_similarity(gradient, mixed_gradient, dim=0) > 0.98

@@ -1,6 +1,4 @@
 import math
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -173,28 +171,3 @@ def test_an_equal_mixture_averages_densities() -> None:
     assert_close(mixture.log_prob(y), components.log_prob(y).logsumexp(0) - math.log(5))
     assert_close(mixture.mean, mean.mean(0))
     assert_close(mixture.variance, (std**2).mean(0) + mean.var(0, correction=0))
-
-
-_COMPILED = """
-import torch
-from npbench import Task
-from npbench.models import TNPND
-
-for covariance in ("cholesky", "lowrank"):
-    torch.manual_seed(0)
-    model = TNPND(1, 1, dim_model=16, num_layers=1, covariance=covariance).double()
-    task = Task(*torch.randn(4, 2, 5, 1, dtype=torch.float64))
-    with torch.no_grad():
-        expected = model.log_likelihood(task)
-        actual = torch.compile(model.log_likelihood, backend="eager")(task)
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-"""
-
-
-@pytest.mark.slow
-def test_a_joint_likelihood_compiles_to_the_same_values() -> None:
-    # In a process of its own: the tests' runtime checks of shapes cannot be compiled.
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _COMPILED], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr

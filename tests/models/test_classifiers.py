@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from helpers import assert_close, few_examples, random_slices
+from helpers import assert_close, assert_mixed_precision_is_near, few_examples, random_slices
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -276,3 +276,10 @@ def test_padding_behind_a_filter_is_hidden_from_the_memory() -> None:
     weights = views(model, tokens)[0].log_weights.exp()
     # Windows of 3 at 0, 2, 4 and 6 hold real tokens alone.
     assert_close(weights[..., :4].sum(dim=-1), torch.ones_like(weights[..., 0]))
+
+
+@every_model
+def test_a_step_in_mixed_precision_is_near_that_of_float32(name: str) -> None:
+    tokens = torch.randint(1, 12, (4, 11))
+    batch = TokenSequences(tokens, torch.arange(4), torch.ones_like(tokens, dtype=torch.bool))
+    assert_mixed_precision_is_near(MODELS[name]().train(), batch)

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from random import Random
 from typing import Any
 
@@ -403,31 +401,3 @@ def test_the_state_is_float32_under_autocast() -> None:
         state = model.condition(*random_points(2, 5))
         state = model.update(state, *random_points(2, 3))
     assert state.attention.lse.dtype == state.attention.out.dtype == torch.float32
-
-
-_COMPILED = """
-import torch
-from npbench import Task
-from npbench.models import CMANP
-
-torch.manual_seed(0)
-model = CMANP(1, 1, dim_model=16, num_layers=2, num_latents=6, num_block_latents=4)
-xc, yc, xt, yt = torch.randn(2, 2, 7, 1).unbind() + torch.randn(2, 2, 5, 1).unbind()
-task = Task(xc, yc, xt, yt).pad(9, 6)
-gradients = []
-for loss in (model.loss, torch.compile(model.loss, backend="aot_eager", fullgraph=True)):
-    model.zero_grad()
-    loss(task).backward()
-    gradients.append([p.grad.clone() for p in model.parameters()])
-for plain, compiled in zip(*gradients, strict=True):
-    torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
-"""
-
-
-@pytest.mark.slow
-def test_the_padded_loss_compiles_into_one_graph_with_the_same_gradients() -> None:
-    # In a process of its own: the tests' runtime checks of shapes cannot be compiled.
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _COMPILED], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr

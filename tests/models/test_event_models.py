@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, few_examples
+from helpers import assert_close, assert_mixed_precision_is_near, few_examples
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -430,3 +430,9 @@ def test_units_are_kept_in_checkpoints(name: str) -> None:
         again.query(again.condition(times, marks)), model.query(model.condition(times, marks))
     )
     assert type(model)(**model.hparams).hparams == model.hparams
+
+
+@every_model
+def test_a_step_in_mixed_precision_is_near_that_of_float32(name: str) -> None:
+    model = small(name, torch.float32).train()
+    assert_mixed_precision_is_near(model, EventSequences(*histories(2, 9, torch.float32)))

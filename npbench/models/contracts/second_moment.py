@@ -200,12 +200,13 @@ class SecondMomentProcess(MixtureSumProcess):
     def _functions(self, state: SecondMomentState, xt: Tensor) -> FunctionMixture:
         posterior = self._solved(state).posterior
         features = self.heads.features(xt)
-        return FunctionMixture(
-            self.heads.log_weights(posterior),
-            features[:, None] @ posterior.mean,
-            posterior.covariance(features),
-            posterior.noise_std,
-        )
+        with torch.autocast(xt.device.type, enabled=False):
+            return FunctionMixture(
+                self.heads.log_weights(posterior),
+                features[:, None] @ posterior.mean,
+                posterior.covariance(features),
+                posterior.noise_std,
+            )
 
     def sample_functions(self, state: SecondMomentState, num_samples: int = 1) -> SampledFunctions:
         r"""Draw functions from the Bayesian mixture, to be evaluated anywhere and later.
