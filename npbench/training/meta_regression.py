@@ -67,6 +67,8 @@ class MetaRegression(TrainingModule):
         warmup_steps: steps over which the learning rate rises linearly before either.
         on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
             warning, or "raise" an error. Weights are never made of it.
+        lr_factors: what the learning rates of parts of the model are multiplied by, by their names,
+            such as {"blocks": 0.1}: smaller ones for what a trained model has learned already.
 
     Example:
         >>> import lightning as L
@@ -90,8 +92,11 @@ class MetaRegression(TrainingModule):
         decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
         on_nonfinite: OnNonFinite = "skip",
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        super().__init__(
+            model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite, lr_factors
+        )
         self.quantiles: Sequence[float] = ()
         self._records_ranges = True
         self._step_ranges: Ranges | None = None
