@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbench.errors import DataWarning, InputError, ValueOverflow
 from npbench.models.contracts.points import Points
-from npbench.scaling import DEFAULT_ENDS, Scaling
+from npbench.scaling import DEFAULT_ENDS, Scaling, shown_ends
 from npbench.structure import TensorRecord
 
 # Values are far outside a range beyond this share of its width.
@@ -260,9 +260,8 @@ class Watch:
         """
         parts = []
         for column, ends in enumerate(zip(low, high, strict=True)):
-            # Six digits are what float32 has of an end.
-            first, last = (self.shown(column, float(f"{end:.6g}")) for end in ends)
-            parts.append(f"{self._name(column)} from {first:.10g} to {last:.10g}")
+            first, last = shown_ends(*(self.shown(column, end) for end in ends))
+            parts.append(f"{self._name(column)} from {first} to {last}")
         return " and ".join(parts)
 
     def shown(self, column: int, number: float) -> float:
