@@ -89,7 +89,8 @@ def rows_of(
         try:
             rows = pa.Table.from_pandas(source[columns], preserve_index=False)
         except pa.ArrowException as error:
-            raise InputError(f"{IN_MEMORY} cannot be read: {error}") from error
+            reason = "; ".join(map(str, error.args))  # the last says of which column
+            raise InputError(f"{IN_MEMORY} cannot be read: {reason}") from error
         x, y = (table.values(rows, names, 0) for names in (table.x, table.y))
         chunks = [(x, y, _tasks_of(rows, task, IN_MEMORY, 0))]
     if not chunks:

@@ -38,7 +38,8 @@ class TableDataModule(TaskDataModule):
     targets in them.
 
     Batches hold the table's own values; `scaling` says what numbers a model makes of them. A row of
-    which an output is missing is left out of all tasks.
+    which an output is missing is left out of all tasks: models have masks of points, and none of
+    single outputs.
 
     Training batch i on rank r is a function of (seed, r, i), and evaluation task i of
     (eval_seed, i).

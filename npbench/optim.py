@@ -1,12 +1,12 @@
 """Muon for matrices and Adam for everything else, as one optimiser."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from npbench.errors import InputError
@@ -121,6 +121,50 @@ class MuonAdam(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def scale_rates(
+    optimizer: torch.optim.Optimizer, model: nn.Module, factors: Mapping[str, float]
+) -> None:
+    """Multiply the learning rates of parts of a model, each of which becomes a group by itself.
+
+    Of a parameter that is in several of the parts the longest name counts.
+
+    Args:
+        optimizer: of the model's parameters, before a scheduler knows its groups.
+        model: has the parts.
+        factors: by the name of a part, such as {"blocks": 0.1}.
+
+    Raises:
+        InputError: if the model has no such part, or a factor is below 0.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+        >>> optimizer = MuonAdam(model.parameters(), lr=0.02, adam_lr=0.01)
+        >>> scale_rates(optimizer, model, {"0": 0.1})
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.02, 0.01, 0.002, 0.001]
+    """
+    factor_of = {}
+    for part, factor in sorted(factors.items(), key=lambda item: len(item[0])):
+        parameters = [
+            p for name, p in model.named_parameters() if f"{name}.".startswith(f"{part}.")
+        ]
+        if not parameters:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise InputError(f"lr_factors names {part}, and the parts of the model are {parts}")
+        if not 0 <= factor < float("inf"):
+            raise InputError(f"lr_factors has {factor} for {part}; a factor is 0 or more")
+        factor_of |= dict.fromkeys(parameters, factor)
+    for group in list(optimizer.param_groups):
+        by_factor: dict[float, list[Tensor]] = defaultdict(list)
+        for p in group["params"]:
+            by_factor[factor_of.get(p, 1.0)].append(p)
+        first, *others = sorted(by_factor, reverse=True)
+        rate = group["lr"]
+        group["params"], group["lr"] = by_factor[first], rate * first
+        for factor in others:
+            optimizer.add_param_group({**group, "params": by_factor[factor], "lr": rate * factor})
 
 
 def orthogonalise(

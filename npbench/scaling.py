@@ -426,3 +426,18 @@ def _encoded(
 ) -> Float[Tensor, "*batch numbers"]:
     parts = values.double().unbind(dim=-1)
     return torch.cat([c.encode(part) for c, part in zip(columns, parts, strict=True)], dim=-1)
+
+
+def shown_ends(low: float, high: float) -> tuple[str, str]:
+    """Both ends of a range as texts, to a hundred-thousandth of its width: what is beyond is
+    rounding.
+
+    Example:
+        >>> shown_ends(-1.2e-7, 47.000002), shown_ends(2000.0, 2000.25)
+        (('0', '47'), ('2000', '2000.25'))
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        return f"{low:.6g}", f"{high:.6g}"
+    decimals = 5 - math.ceil(math.log10(high - low))
+    first, last = (round(end, decimals) + 0.0 for end in (low, high))  # without −0
+    return f"{first:.15g}", f"{last:.15g}"

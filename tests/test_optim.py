@@ -8,7 +8,8 @@ from helpers import assert_close
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from npbench.optim import MuonAdam, orthogonalise
+from npbench.errors import InputError
+from npbench.optim import MuonAdam, orthogonalise, scale_rates
 
 SHAPES = pytest.mark.parametrize(
     ("rows", "cols"), [(8, 24), (24, 8), (16, 16), (1, 5)], ids=["wide", "tall", "square", "row"]
@@ -197,3 +198,31 @@ def test_a_closure_gives_the_loss() -> None:
 def test_a_negative_learning_rate_is_refused(make: Callable) -> None:
     with pytest.raises(ValueError, match=r"lr=-0.1 must not be negative"):
         make([nn.Parameter(torch.ones(2))])
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, MuonAdam], ids=lambda make: make.__name__)
+def test_parts_have_learning_rates_of_their_own(make: Callable) -> None:
+    module = network()
+    optimizer = make(module.parameters(), lr=0.1)
+    if make is MuonAdam:
+        optimizer.param_groups[1]["lr"] = 0.1
+    scale_rates(optimizer, module, {"0": 0.5, "2": 0.0, "2.bias": 2.0})
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    expected = {"0": 0.05, "2.weight": 0.0, "2.bias": 0.2}
+    for name, parameter in module.named_parameters():
+        factor = expected.get(name, expected.get(name.split(".")[0], 0.1))
+        assert rates[id(parameter)] == pytest.approx(factor), name
+    before = deepcopy(module.state_dict())
+    train(module, optimizer, range(2))
+    unchanged = {n for n, value in module.state_dict().items() if torch.equal(value, before[n])}
+    assert unchanged == {"2.weight"}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 9
+
+
+def test_a_part_that_is_not_the_model_s_has_no_rate() -> None:
+    module = network()
+    optimizer = MuonAdam(module.parameters())
+    with pytest.raises(InputError, match="lr_factors names head, and the parts of the model are 0"):
+        scale_rates(optimizer, module, {"head": 0.1})
+    with pytest.raises(InputError, match=r"lr_factors has -0.1 for 0; a factor is 0 or more"):
+        scale_rates(optimizer, module, {"0": -0.1})

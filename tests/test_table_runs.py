@@ -39,6 +39,7 @@ def run(table: Path) -> Path:
              "--data.num_val_tasks", "2", "--data.num_test_tasks", "4", "--data.batch_size", "2",
              "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",
              "--trainer.log_every_n_steps", "1", "--model.model.frozen", "[heads.features]",
+             "--model.lr_factors", "{heads.logit: 0.0}",
              "--trainer.default_root_dir", root]  # fmt: skip
     assert main(["fit", *map(str, words)]) is None
     return root / "version_0"
@@ -58,6 +59,9 @@ def test_a_fine_tuned_model_keeps_the_units_and_what_was_frozen(run: Path) -> No
     assert 10 < model.scaling.y[0].shift < 20
     loaded = MetaRegression.load_from_checkpoint(run / "checkpoints/last.ckpt").model
     assert loaded.scaling == model.scaling
+    assert torch.equal(
+        model.state_dict()["heads.logit.theta"], before.state_dict()["heads.logit.theta"]
+    )
     changed = {
         name.startswith("heads.features")
         for (name, a), b in zip(model.named_parameters(), before.parameters(), strict=True)

@@ -1,6 +1,7 @@
 """A grid of frequencies, from which the transform of points is known at any frequency between."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,8 +79,12 @@ class FrequencyGrid:
         """The inputs less the centre of the range, in float64."""
         return x.double() - (self.low + self.high) / 2
 
-    def check(self, x: Tensor) -> None:
+    def check(self, x: Tensor, shown: Callable[[float], float] = float) -> None:
         """Refuse inputs outside the range.
+
+        Args:
+            x: inputs.
+            shown: makes of an end of the range what a message says.
 
         Raises:
             InputError: if there are any.
@@ -87,9 +92,9 @@ class FrequencyGrid:
         outside = (x < self.low) | (x > self.high)
         if outside.any():
             raise InputError(
-                f"{int(outside.sum())} points lie outside [{self.low:g}, {self.high:g}], the range "
-                f"of the model's inputs; give an x_range that holds them all, or take "
-                f"model.on(low, high)"
+                f"{int(outside.sum())} points lie outside [{shown(self.low):.10g}, "
+                f"{shown(self.high):.10g}], the range of the model's inputs; give an x_range that "
+                f"holds them all, or take model.on(low, high)"
             )
 
     def transform(

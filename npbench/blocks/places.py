@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -208,8 +208,19 @@ class Locations(nn.Module):
         outside = ((x - self.centre).abs() - self.half_sides - self.step).clamp(min=0.0)
         return (outside / self.margin).clamp(max=1e3).square().sum(dim=-1).mul(-0.5).exp()
 
-    def warn_if_far(self, what: str, x: Float[Tensor, "*batch dim_x"]) -> None:
-        """Say once that inputs are far outside, and how to mend it."""
+    def warn_if_far(
+        self,
+        what: str,
+        x: Float[Tensor, "*batch dim_x"],
+        between: Callable[[Sequence[float], Sequence[float]], str],
+    ) -> None:
+        """Say once that inputs are far outside, and how to mend it.
+
+        Args:
+            what: the inputs are of, such as "targets".
+            x: inputs.
+            between: puts a range from its ends into words.
+        """
         if self._has_warned or torch.compiler.is_compiling():
             return
         bound = self.half_sides + self.step + self.margin
@@ -218,9 +229,9 @@ class Locations(nn.Module):
         self._has_warned = True
         low, high = ((self.centre + sign * self.half_sides).tolist() for sign in (-1, 1))
         warnings.warn(
-            f"{what} are far outside the places of the latents, from {low} to {high}: points there "
-            f"are hardly seen, and predictions there are those of no points. model.on(low, high) "
-            f"has the same weights on another range (said once)",
+            f"{what} are far outside the places of the latents ({between(low, high)}): points "
+            f"there are hardly seen, and predictions there are those of no points. model.on(low, "
+            f"high) has the same weights on another range (said once)",
             DataWarning,
             stacklevel=2,
         )

@@ -26,6 +26,7 @@ from torch import Tensor
 from npbench.blocks import InferredNoise
 from npbench.errors import DataWarning, InputError
 from npbench.interop.fine_tuning import fine_tuned
+from npbench.interop.frames import check_columns, check_sizes
 from npbench.interop.outputs import by_output
 from npbench.models import LocatedCMANP, NeuralProcess, SecondMomentNP
 from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedState, State
@@ -34,7 +35,7 @@ from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import DateUnit
 from npbench.pretrained import export, find, load, names
-from npbench.scaling import Column, Scaling
+from npbench.scaling import Column, Scaling, shown_ends
 
 # What the prior is made of for numbers of inputs that no model is trained for.
 _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "corrected": False}
@@ -447,16 +448,21 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
     # What comes in.
 
     def _inputs(self, X: Any, reset: bool = False) -> np.ndarray:
-        return validate_data(
-            self, self._without_dates(X, reset), reset=reset, dtype=np.float64,
-            ensure_all_finite="allow-nan",
-        )  # fmt: skip
+        numbers = self._without_dates(X, reset)
+        check_columns("X", numbers)
+        values = validate_data(
+            self, numbers, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan"
+        )
+        check_sizes("X", values)
+        return values
 
     def _without_dates(self, X: Any, reset: bool) -> Any:
         """A data frame whose dates are numbers."""
         if not isinstance(X, pd.DataFrame):
             return X
-        is_date = {name: pd.api.types.is_datetime64_any_dtype(X[name]) for name in X}
+        is_date = {
+            name: pd.api.types.is_datetime64_any_dtype(kind) for name, kind in X.dtypes.items()
+        }
         if not any(is_date.values()):
             return X
         dates = X.loc[:, list(is_date.values())]
@@ -493,10 +499,12 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             )
         x = self._inputs(X, reset)
         names = [y.name] if isinstance(y, pd.Series) else getattr(y, "columns", None)
+        check_columns("y", y)
         values = check_array(
             y, ensure_2d=False, dtype=np.float64, ensure_all_finite="allow-nan", input_name="y"
         )
         check_consistent_length(x, values)
+        check_sizes("y", values)
         if values.ndim > 2:
             raise InputError(f"y has shape {values.shape}; expected [rows] or [rows, outputs]")
         if reset:
@@ -653,10 +661,10 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 continue
             numbers = column.encode(torch.tensor([values.min(), values.max()]))
             if float(numbers[0]) < low - margin or float(numbers[1]) > high + margin:
-                first, last = column.decode(torch.tensor([low, high])).tolist()
+                first, last = shown_ends(*column.decode(torch.tensor([low, high])).tolist())
                 warnings.warn(
                     f"{column.name} runs from {values.min():.6g} to {values.max():.6g}, far "
-                    f"outside the rows that the units were fitted on ({first:.6g} to {last:.6g}): "
+                    f"outside the rows that the units were fitted on ({first} to {last}): "
                     f"predictions there know little of the data",
                     DataWarning,
                     stacklevel=4,

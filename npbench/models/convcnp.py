@@ -15,7 +15,7 @@ from npbench.blocks import MLP
 from npbench.blocks.set_convolution import Grid, SetConvolution
 from npbench.blocks.sums import Sums
 from npbench.blocks.unet import UNet
-from npbench.errors import InputError
+from npbench.errors import DataWarning, InputError
 from npbench.likelihoods import Likelihood, target_head
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import records_arguments
@@ -214,10 +214,12 @@ class ConvCNP(SumProcess):
         if not (self._seen(x).abs() > bound).any():
             return
         self._has_warned = True
+        low, high = ((self.centre + sign * bound).tolist() for sign in (-1, 1))
         warnings.warn(
-            f"{what} are outside the grid from {self.grid.low} to {self.grid.high} and its margin: "
-            f"they are hardly seen. model.on(low, high) has the same weights on another range "
-            f"(said once)",
+            f"{what} are outside the grid with its margin ({self.watch.between(low, high)}): they "
+            f"are hardly seen. model.on(low, high) has the same weights on another range (said "
+            f"once)",
+            DataWarning,
             stacklevel=2,
         )
 

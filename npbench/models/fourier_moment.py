@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -209,7 +210,7 @@ class FourierMomentNP(MixtureSumProcess):
     def _absorb(self, points: Points) -> FourierMoments:
         if not torch.is_grad_enabled():
             real = points.x if points.mask is None else points.x[points.mask]
-            self.grid.check(real)
+            self.grid.check(real, partial(self.watch.shown, 0))
         return FourierMoments.of(self.grid, points.x, points.y, points.mask)
 
     def _state(self, moments: FourierMoments) -> FourierMomentState:

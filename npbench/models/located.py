@@ -235,7 +235,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         for points in chunks:
             if not torch.is_grad_enabled():
                 real = points.x if points.mask is None else points.x[points.mask]
-                self.locations.warn_if_far("points", real)
+                self.locations.warn_if_far("points", real, self.watch.between)
             yield state_of(self._sums(points)[None])
 
     def _fold(self, points: Points, size: int) -> AttentionState:
@@ -284,7 +284,7 @@ class LocatedCMANP(ConstantMemoryProcess):
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             if (nearness == 1).all():
                 return encoding
-            self.locations.warn_if_far("targets", xt)
+            self.locations.warn_if_far("targets", xt, self.watch.between)
         return torch.lerp(self._prior_encoding(xt), encoding, nearness.to(encoding.dtype))
 
     def _decode_by_windows(

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from npbench.errors import InputError
 from npbench.models import EventModel, NeuralProcess, SequenceClassifier
+from npbench.optim import scale_rates
 from npbench.structure import TensorRecord
 from npbench.training.bounds import WithinWeights, check_numbers
 from npbench.training.checkpoint_files import check_resumable, load_checkpoint
@@ -50,6 +51,7 @@ class TrainingModule(L.LightningModule, ABC):
         warmup_steps: steps over which the learning rate rises linearly before either.
         on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
             warning, or "raise" an error. Weights are never made of it.
+        lr_factors: what the learning rates of parts of the model are multiplied by, by their names.
     """
 
     monitor: ClassVar[str]
@@ -72,6 +74,7 @@ class TrainingModule(L.LightningModule, ABC):
         decay: Literal["cosine", "linear"],
         warmup_steps: int,
         on_nonfinite: OnNonFinite,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if decay not in ("cosine", "linear"):
@@ -83,6 +86,7 @@ class TrainingModule(L.LightningModule, ABC):
         self.lr_scheduler = lr_scheduler
         self.decay = decay
         self.warmup_steps = warmup_steps
+        self.lr_factors = dict(lr_factors or {})
         self.is_resuming = False
         self._gradients = GradientCheck(on_nonfinite)
         self._save_hyperparameters()
@@ -228,6 +232,7 @@ class TrainingModule(L.LightningModule, ABC):
             optimizer = self.optimizer(self.model.parameters())
         except ValueError as error:
             raise InputError(f"the optimizer cannot be built: {error}") from error
+        scale_rates(optimizer, self.model, self.lr_factors)
         scheduler = (self.lr_scheduler or self._decay_over_the_run)(optimizer)
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             if not isinstance(scheduler, ReduceLROnPlateau):

@@ -70,6 +70,8 @@ class MetaRegression(TrainingModule):
             warning, or "raise" an error. Weights are never made of it.
         compile: whether `torch.compile` makes one graph of the loss, in the first steps of each
             size; see `CompiledLoss`.
+        lr_factors: what the learning rates of parts of the model are multiplied by, by their names,
+            such as {"blocks": 0.1}: smaller ones for what a trained model has learned already.
 
     Example:
         >>> import lightning as L
@@ -94,8 +96,11 @@ class MetaRegression(TrainingModule):
         warmup_steps: int = 0,
         on_nonfinite: OnNonFinite = "skip",
         compile: bool = False,
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        super().__init__(
+            model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite, lr_factors
+        )
         self._compiled_loss = CompiledLoss(model) if compile else None
         self.quantiles: Sequence[float] = ()
         self._records_ranges = True

@@ -367,6 +367,44 @@ def test_what_cannot_be_is_refused_in_one_sentence() -> None:
         assert "\n" not in str(error.value)
 
 
+def test_tables_that_hold_more_than_numbers_are_refused_in_one_sentence() -> None:
+    rows = {"hour": [1.0, 2.0, 3.0], "celsius": [4.0, 5.0, 6.0]}
+    frame = pd.DataFrame(rows)
+    days_ = pd.date_range("2024-01-01", periods=3)
+    cases = [
+        (frame[["hour"]].astype(object).replace(2.0, "two"), frame["celsius"],
+         "column hour of X holds 'two' in row 2, which is no number"),
+        (frame[["hour"]], pd.Series(["warm", 5, 6], name="celsius"),
+         "column celsius of y holds 'warm' in row 1"),
+        (frame[["hour"]].assign(hour=["2024-01-01", "1/2/2024", "Jan 3"]), frame["celsius"],
+         "column hour of X holds '2024-01-01' in row 1, which is no number; make numbers of it, or "
+         "dates by pandas.to_datetime"),
+        (frame[["hour"]].astype(object).assign(hour=[days_[0], "1/2/2024", 3.0]), frame["celsius"],
+         "column hour of X holds '2024-01-01 00:00:00' in row 1"),
+        (frame[["hour"]], pd.Series(days_, name="day"), "column day of y holds dates"),
+        (pd.concat([frame[["hour"]]] * 2, axis=1), frame["celsius"],
+         "X has several columns hour; rename all but one"),
+        (frame[["hour"]], frame["celsius"] * 1e300, r"y holds 6e\+300 in row 3, which is too lar"),
+        (frame[["hour"]] * -1e200, frame["celsius"], r"X holds 3e\+200 in row 3"),
+    ]  # fmt: skip
+    for x, y, message in cases:
+        with pytest.raises(InputError, match=message) as error:
+            NeuralProcessRegressor().fit(x, y)
+        assert "\n" not in str(error.value)
+    words = NeuralProcessRegressor().fit(frame[["hour"]].astype(str), frame["celsius"])
+    assert words.predict(frame[["hour"]]).shape == (3,)
+
+
+def test_readings_at_one_place_are_all_absorbed() -> None:
+    """Rows that are there three times leave less doubt than one of each."""
+    x, y = days(2)
+    once, thrice = (
+        NeuralProcessRegressor().fit(np.repeat(x, n, axis=0), np.repeat(y, n)) for n in (1, 3)
+    )
+    assert thrice.predict(x, True)[1].mean() < once.predict(x, True)[1].mean()
+    np.testing.assert_allclose(thrice.predict(x), once.predict(x), atol=0.5)
+
+
 def test_inputs_far_outside_are_said_to_be_so() -> None:
     x, y = days(2)
     regressor = NeuralProcessRegressor().fit(x, y)

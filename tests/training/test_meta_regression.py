@@ -150,6 +150,23 @@ def test_the_default_is_adam_and_a_cosine_to_zero(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(rates), expected)
 
 
+def test_parts_may_learn_more_slowly(tmp_path: Path) -> None:
+    model = small_model()
+    module = MetaRegression(model, lr_factors={"embed_points": 0.0}, decay="linear")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(tmp_path, max_steps=2).fit(module, small_data())
+    changed = {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert "head" in changed
+    assert "embed_points" not in changed
+    checkpoint = next(tmp_path.rglob("*.ckpt"))
+    loaded = MetaRegression.load_from_checkpoint(checkpoint)
+    assert loaded.lr_factors == {"embed_points": 0.0}
+
+
 def test_a_linear_decay_ends_at_zero(tmp_path: Path) -> None:
     rates = schedule(MetaRegression(small_model(), decay="linear"), tmp_path, steps=20)
     torch.testing.assert_close(torch.tensor(rates), 5e-4 * (1 - torch.arange(20) / 20))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npbench.errors import DataWarning, InputError, ValueOverflow
 from npbench.models.contracts.points import Points
-from npbench.scaling import DEFAULT_ENDS, Scaling
+from npbench.scaling import DEFAULT_ENDS, Scaling, shown_ends
 from npbench.structure import TensorRecord
 
 # Values are far outside a range beyond this share of its width.
@@ -220,7 +220,7 @@ class Watch:
                 continue
             self._said.add(column)
             ends = (extent.low, extent.high, ranges.low, ranges.high)
-            from_, to, low, high = (self._shown(column, float(end[column])) for end in ends)
+            from_, to, low, high = (self.shown(column, float(end[column])) for end in ends)
             digits, spread = ".10g", ""  # of dates as numbers, six would not tell the days
             if self.scaling is None:
                 digits = ".6g"
@@ -239,7 +239,7 @@ class Watch:
         """The error for points of which a model cannot compute a finite number."""
         task, point, column = extent.where
         index = column if self.scaling is None else self.scaling.column_of(column)[0]
-        size = abs(self._shown(column, extent.value))
+        size = abs(self.shown(column, extent.value))
         return ValueOverflow(index, self._name(column), size, task, point, dtype)
 
     def _name(self, column: int) -> str:
@@ -247,7 +247,24 @@ class Watch:
             return self.columns[column]
         return self.scaling.column_of(column)[1].name
 
-    def _shown(self, column: int, number: float) -> float:
+    def between(self, low: Sequence[float], high: Sequence[float]) -> str:
+        """A range of inputs in words, in the units of the columns.
+
+        Args:
+            low: the lower ends, as the model's numbers.
+            high: the upper ends.
+
+        Example:
+            >>> Watch(2, 1).between([-2.0, 0.0], [2.0, 1.0])
+            'x0 from -2 to 2 and x1 from 0 to 1'
+        """
+        parts = []
+        for column, ends in enumerate(zip(low, high, strict=True)):
+            first, last = shown_ends(*(self.shown(column, end) for end in ends))
+            parts.append(f"{self._name(column)} from {first} to {last}")
+        return " and ".join(parts)
+
+    def shown(self, column: int, number: float) -> float:
         """A number of the model, in its units."""
         if self.scaling is None:
             return number

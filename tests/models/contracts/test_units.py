@@ -10,8 +10,10 @@ from helpers import ONE_INPUT, SIZES, small, small_cmanp
 from torch import Tensor
 
 from npbench import Task
+from npbench.blocks import Places
+from npbench.blocks.set_convolution import Grid
 from npbench.errors import DataWarning, InputError, ValueOverflow
-from npbench.models import NeuralProcess
+from npbench.models import ConvCNP, FourierMomentNP, LocatedCMANP, NeuralProcess
 from npbench.models.contracts import Points
 from npbench.models.contracts.ranges import Ranges
 from npbench.scaling import Column, Scaling
@@ -196,6 +198,24 @@ def test_messages_are_in_the_units_and_name_the_columns() -> None:
         model.condition(-torch.ones(1, 1, 2), torch.ones(1, 1, 3))
     with pytest.raises(InputError, match=r"expected \[batch, points, 2\], as the model has the un"):
         model.condition(torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+
+
+def test_ranges_of_places_grids_and_frequencies_are_said_in_the_units() -> None:
+    """From 2000 to 2040, which the models see from −2 to 2."""
+    days = Column("day", "min-max", shift=2020.0, scale=10.0)
+    scaling = Scaling((days,), (Column("y"),))
+    x, y = torch.tensor([[[2000.0], [2500.0]]]), torch.zeros(1, 2, 1)
+    places = Places(-2.0, 2.0, number=5)
+    located = LocatedCMANP(1, 1, num_layers=1, places=places).eval().scaled(scaling)
+    grid = ConvCNP(1, 1, grid=Grid(spacing=0.1, margin=0.5), num_levels=1).eval().scaled(scaling)
+    frequencies = FourierMomentNP(1, 1, num_heads=2).eval().scaled(scaling)
+    with torch.no_grad():
+        with pytest.warns(DataWarning, match=r"of the latents \(day from 2000 to 2040\)"):
+            located.condition(x, y)
+        with pytest.warns(DataWarning, match=r"with its margin \(day from 1994.5 to 2045.5\)"):
+            grid.condition(x, y)
+        with pytest.raises(InputError, match=r"1 points lie outside \[2000, 2040\]"):
+            frequencies.condition(x, y)
 
 
 def test_units_of_other_columns_are_refused() -> None:
