@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all that a fresh machine needs; both make .venv where there is none.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core, with one thread each: most tests are too small for more.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-all lint docs
 
@@ -8,10 +10,10 @@ demo: .venv/installed
 	$(BIN)/python -m benchmarks.demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
