@@ -196,8 +196,12 @@ class Inputs:
         if self.scaling is not None:
             names = self.scaling.x_names if part == "x" else self.scaling.y_names
             reason = f"the model has the units of {', '.join(names)}"
+        remedy = ""
+        if width == 1 and tensor.ndim in (1, 2) and tensor.shape[-1] != 1:
+            remedy = f"; give it a last dimension by {name}[..., None]"
         raise InputError(
-            f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as {reason}"
+            f"{name} has shape {list(tensor.shape)}; expected [batch, points, {width}], as "
+            f"{reason}{remedy}"
         )
 
     def _converted(self, name: str, array: np.ndarray) -> Tensor:

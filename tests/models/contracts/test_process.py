@@ -62,7 +62,11 @@ FRAME = pd.DataFrame({"lat": [1.0], "lon": [2.0]})
         ((X, X), r"yc has shape \[2, 5, 2\]; expected \[batch, points, 1\].* dim_y=1"),
         ((X[0, 0], Y[0]), r"xc has shape \[2\]; expected \[batch, points, 2\]"),
         ((X[0], Y), r"yc has shape \[1, 2, 5, 1\]; expected \[batch, points, 1\]"),
-        ((X, Y[..., 0]), r"yc has shape \[2, 5\]; expected \[batch, points, 1\]"),
+        (
+            (X, Y[..., 0]),
+            r"yc has shape \[2, 5\]; expected \[batch, points, 1\].*; give it a last "
+            r"dimension by yc\[\.\.\., None\]",
+        ),
         ((X.numpy(),), "xc without outputs yc"),
         ((X.numpy(), Y.tolist()), "yc must be a tensor, not list"),
         ((X.numpy(), Y.numpy()[0]), r"yc has shape \[5, 1\]; expected \[batch, points, 1\]"),
