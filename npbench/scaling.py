@@ -428,16 +428,16 @@ def _encoded(
     return torch.cat([c.encode(part) for c, part in zip(columns, parts, strict=True)], dim=-1)
 
 
-def shown_ends(low: float, high: float) -> tuple[str, str]:
-    """Both ends of a range as texts, to a hundred-thousandth of its width: what is beyond is
-    rounding.
+def shown_ends(low: float, high: float, *others: float) -> tuple[str, ...]:
+    """Both ends of a range, and other values beside them, as texts: to a ten-thousandth of its
+    width, as what is beyond is rounding.
 
     Example:
-        >>> shown_ends(-1.2e-7, 47.000002), shown_ends(2000.0, 2000.25)
-        (('0', '47'), ('2000', '2000.25'))
+        >>> shown_ends(-1.2e-7, 47.000002), shown_ends(2000.0, 2000.25, 2001.5)
+        (('0', '47'), ('2000', '2000.25', '2001.5'))
     """
+    values = (low, high, *others)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        return f"{low:.6g}", f"{high:.6g}"
-    decimals = 5 - math.ceil(math.log10(high - low))
-    first, last = (round(end, decimals) + 0.0 for end in (low, high))  # without −0
-    return f"{first:.15g}", f"{last:.15g}"
+        return tuple(f"{value:.6g}" for value in values)
+    decimals = 4 - math.ceil(math.log10(high - low))
+    return tuple(f"{round(value, decimals) + 0.0:.15g}" for value in values)  # without −0

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from npbench.errors import InputError
 from npbench.files import only_writer, whole_file
-from npbench.point_files import DateUnit, compression_of, dialect_of, files_in, format_of
+from npbench.point_files import DateUnit, Dialect, compression_of, dialect_of, files_in, format_of
 
 # Bytes of a CSV file that tell its dialect.
 _SEEN = 2**16
@@ -26,6 +26,11 @@ _BLOCK = 2**20
 _LARGEST = np.finfo(np.float32).max
 # Microseconds.
 _HOUR = 3.6e9
+# What Arrow says of a value that does not have the type of its column.
+_WRONG_VALUE = re.compile(
+    r"In CSV column #(\d+): row ([\d,]+): CSV conversion error to (\S+): invalid value '(.*)'$"
+)
+_LIKE_A_DATE = re.compile(r"\d+[-/.]\d+[-/.]\d+")
 _NUMBERS = pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal
 
 
@@ -148,6 +153,8 @@ class PointTable:
         except (pa.ArrowException, OSError) as error:
             # Arrow counts the lines of a CSV file, and the header is the first.
             reason = re.sub(r"Row #(\d+)", lambda m: f"row {int(m[1]) - 1:,}", str(error))
+            if wrong := _WRONG_VALUE.search(reason):
+                reason = self._wrong_value(int(wrong[1]), *wrong.groups()[1:])
             raise InputError(f"{self.path} cannot be read: {reason}") from error
         except UnicodeDecodeError as error:
             raise InputError(
@@ -163,12 +170,29 @@ class PointTable:
             self._check_kind(name, file.schema_arrow.field(name).type)
         return file
 
+    def _wrong_value(self, column: int, row: str, kind: str, value: str) -> str:
+        """What is said of a value of a CSV file that does not have the type of its column."""
+        parse = pa.csv.ParseOptions(delimiter=self._dialect().separator)
+        with pa.csv.open_csv(self._stream(), parse_options=parse) as file:
+            name = file.schema.names[column]
+        expected = "no date as in the rows before" if kind.startswith("timestamp") else "no number"
+        hint = ""
+        if _LIKE_A_DATE.search(value):
+            hint = (
+                "; dates are taken where all of a column are written as 2024-01-31 or "
+                "2024-01-31 14:05"
+            )
+        return f"column {name}, row {row}: invalid value {value!r}, which is {expected}{hint}"
+
+    def _dialect(self) -> Dialect:
+        with self._stream() as stream:
+            text = stream.read(_SEEN).decode(errors="replace")
+        return dialect_of(text, (*self.x, *self.y), self.separator, self.decimal)
+
     def _open_csv(self, columns: Sequence[str] | None) -> pyarrow.csv.CSVStreamingReader:
         # In one thread errors name the row, and come after all that is before it.
         read = pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK)
-        with self._stream() as stream:
-            text = stream.read(_SEEN).decode(errors="replace")
-        dialect = dialect_of(text, (*self.x, *self.y), self.separator, self.decimal)
+        dialect = self._dialect()
         parse = pa.csv.ParseOptions(delimiter=dialect.separator)
         with pa.csv.open_csv(self._stream(), read, parse) as file:
             self._check_columns(file.schema.names, columns)

@@ -1,5 +1,6 @@
 """From a table to predictions in its own units, on the command line."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,51 @@ def test_a_model_that_comes_with_npbench_answers_in_the_units_of_a_table(
         with pytest.raises(SystemExit):
             main(["condition", "--data", few, "--out", str(tmp_path / "other"), *words])
         assert message in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_used_is_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By both commands that take one; what is unusual, and can be used, is."""
+    hour = np.tile(np.arange(24.0), 4)
+    frame = pd.DataFrame({"hour": hour, "celsius": np.sin(hour)})
+    form = "; dates are taken where all of a column are written as 2024-01-31 or 2024-01-31 14:05"
+    either = {
+        "no column": (frame.drop(columns="celsius"), "no column celsius; its columns are hour"),
+        "strings": (frame.assign(celsius="warm"), "column celsius, row 1: invalid value 'warm'"),
+        "dates": (
+            frame.assign(hour=["2024-01-31", "1/2/2024"] * 48),
+            f"column hour, row 1: invalid value '2024-01-31', which is no number{form}",
+        ),
+    }
+    nothing = frame.assign(celsius=np.nan)
+    condition = {
+        **either, "nothing": (nothing, "column celsius of .* has no value in row 1; drop such"),
+        "constant": (frame.assign(celsius=3.0), None), "one row": (frame.head(1), None),
+        "duplicated": (pd.concat([frame, frame]), None),
+    }  # fmt: skip
+    fit = {
+        **either, "nothing": (nothing, "no row of .* has values of celsius; name other outputs"),
+        "one row": (frame.head(1), "the table has 1 rows with known outputs, and blocks"),
+    }  # fmt: skip
+    data, ckpt = str(tmp_path / "mine.csv"), ["--ckpt", "gp-1d", "--out", str(tmp_path / "state")]
+    config = str(ROOT / "configs/table/fit.yaml")
+    words = {
+        "condition": [*ckpt, "--data", data, "--x", "hour", "--y", "celsius", "--units"],
+        "fit": ["--config", config, "--data.path", data, "--data.x", "[hour]",
+                "--data.y", "[celsius]", "--trainer.default_root_dir", str(tmp_path),
+                "--trainer.accelerator", "cpu"],
+    }  # fmt: skip
+    for name, cases in (("condition", condition), ("fit", fit)):
+        for table, message in cases.values():
+            table.to_csv(data, index=False)
+            if message is None:
+                assert main([name, *words[name]]) is None
+                continue
+            with pytest.raises(SystemExit):
+                main([name, *words[name]])
+            (said,) = (line for line in capsys.readouterr().err.splitlines() if "error: " in line)
+            assert re.search(message, said), said
 
 
 def test_models_with_and_without_units_are_compared_in_those_of_the_table(

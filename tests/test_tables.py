@@ -205,8 +205,14 @@ def test_a_value_that_is_no_number_is_named_by_column_and_row(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1,two", "points.csv cannot be read: .*row 1,235: .*invalid value 'two'"),
-        ("1,2020-01-01", "row 1,235: .*invalid value '2020-01-01'"),
+        (
+            "1,two",
+            "points.csv cannot be read: column b, row 1,235: invalid value 'two', which is no",
+        ),
+        (
+            "1,2020-01-01",
+            "invalid value '2020-01-01', which is no number; dates are taken where all",
+        ),
         ("1,true", "row 1,235: .*invalid value 'true'"),
         ('1,"1,5"', "row 1,235: .*invalid value '1,5'"),
         ("1", "row 1,235: Expected 2 columns, got 1"),
@@ -224,6 +230,23 @@ def test_a_line_that_cannot_be_read_is_named_after_all_chunks_before(
         sizes.extend(len(x) for x in PointTable(path, ["a", "b"], chunk_size=100))
     assert set(sizes) == {100}
     assert 700 <= sum(sizes) <= 1200
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (2, "column day, row 1: invalid value '2024-01-31', which is no number; dates are taken "),
+        (100_000, "column day, row 100,001: invalid value '1.2.2024', which is no date as in the "),
+    ],
+)
+def test_dates_of_several_forms_are_refused_by_column_and_row(
+    rows: int, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("a;day;b\n" + "1;2024-01-31;2\n" * rows + "1;1.2.2024;2\n")
+    with pytest.raises(ValueError, match=message) as error:
+        values_of(PointTable(path, ["day"], ["b"], dates="days since 2020-01-01"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

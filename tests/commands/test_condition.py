@@ -567,7 +567,7 @@ def test_a_line_that_is_no_row_is_named(
     lines[1 + 19_000] = "1.0,unknown,2.0"
     data.write_text("\n".join(lines))
     message = error_of(capsys, data, out, checkpoint)
-    assert "row 19,001: CSV conversion error to double: invalid value 'unknown'" in message
+    assert "row 19,001: invalid value 'unknown', which is no number" in message
     assert f"rows is kept in {partial}" in message
     assert int(read_notes(partial)["rows"]) > 10_000
 

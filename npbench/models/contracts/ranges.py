@@ -219,18 +219,17 @@ class Watch:
             if column not in self.watched or column in self._said:
                 continue
             self._said.add(column)
-            ends = (extent.low, extent.high, ranges.low, ranges.high)
-            from_, to, low, high = (self.shown(column, float(end[column])) for end in ends)
-            digits, spread = ".10g", ""  # of dates as numbers, six would not tell the days
+            ends = (ranges.low, ranges.high, extent.low, extent.high)
+            shown = (self.shown(column, float(end[column])) for end in ends)
+            low, high, from_, to = shown_ends(*shown)
+            spread = ""
             if self.scaling is None:
-                digits = ".6g"
                 mean, std = float(ranges.mean[column]), float(ranges.std[column])
                 spread = f" (mean {mean:.3g}, standard deviation {std:.3g})"
             warnings.warn(
-                f"{self._name(column)} runs from {from_:{digits}} to {to:{digits}}, and in "
-                f"training from {low:{digits}} to {high:{digits}}{spread}: predictions from such "
-                f"values mean nothing. Bring the column to the unit and the range of training, or "
-                f"train on data like these (said once)",
+                f"{self._name(column)} runs from {from_} to {to}, and in training from {low} to "
+                f"{high}{spread}: predictions from such values mean nothing. Bring the column to "
+                f"the unit and the range of training, or train on data like these (said once)",
                 DataWarning,
                 stacklevel=4,
             )
