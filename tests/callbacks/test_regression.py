@@ -54,7 +54,7 @@ def test_figures_change_nothing_in_training(tmp_path: Path) -> None:
 
 def test_the_test_reports_calibration_and_joint_samples(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = small("CMANPAND", dim_x=1, dim_y=1)
+    model = small("TNPND", dim_x=1, dim_y=1)
     trainer = L.Trainer(
         accelerator="cpu", logger=CSVLogger(tmp_path, name="", version=""),
         callbacks=[PosteriorFigures(num_tasks=1)], enable_progress_bar=False,
