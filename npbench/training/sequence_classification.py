@@ -46,6 +46,7 @@ class SequenceClassification(TrainingModule):
         warmup_steps: steps over which the learning rate rises linearly before either.
         on_nonfinite: what to do about a step whose gradients are not finite: "skip" it, with one
             warning, or "raise" an error. Weights are never made of it.
+        lr_factors: what the learning rates of parts of the model are multiplied by, by their names.
 
     Raises:
         InputError: when a run starts, if the data have other classes, or more tokens.
@@ -72,8 +73,11 @@ class SequenceClassification(TrainingModule):
         decay: Literal["cosine", "linear"] = "cosine",
         warmup_steps: int = 0,
         on_nonfinite: OnNonFinite = "skip",
+        lr_factors: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite)
+        super().__init__(
+            model, optimizer, lr_scheduler, decay, warmup_steps, on_nonfinite, lr_factors
+        )
         self.classes: list[str] | None = None
 
     def forward(self, sequences: TokenSequences) -> Float[Tensor, "batch classes"]:

@@ -361,7 +361,14 @@ def test_testing_reports_seen_and_unseen_classes_apart(root: Path) -> None:
         assert results[f"test/log_likelihood/{name}"] == pytest.approx(expected, rel=1e-5)
         errors = (evaluation.mean - task.yt)[task.target_mask].square().mean().sqrt().item()
         assert results[f"test/rmse/{name}"] == pytest.approx(errors, rel=1e-5)
-        names = {"log_likelihood", "log_likelihood_stderr", "rmse", "crps", "interval_score_95"}
+        names = {
+            "log_likelihood",
+            "log_likelihood_stderr",
+            "rmse",
+            "crps",
+            "interval_score_95",
+            "pit_ks",
+        }
         names |= {f"coverage_{percent}" for percent in (50, 80, 95)}
         assert set(results) == {f"test/{metric}/{name}" for metric in names}
     (plain,) = trainer.test(module, data.test_dataloader()["seen"], verbose=False)
