@@ -56,9 +56,7 @@ def copy_notebooks(app: Any) -> None:
         # Links begin at the folder notebooks/, and there is one folder more here.
         text = notebook.read_text().replace("](../", "](../../").replace("](../../docs/", "](../")
         (folder / notebook.name).write_text(text)
-        # A page of the same name tells more.
-        page = ROOT / f"docs/{notebook.stem}.md"
-        listed += [f"/{page.stem}"] * page.is_file() + [notebook.stem]
+        listed.append(notebook.stem)
     (folder / "index.md").write_text(_NOTEBOOKS.format(listed="\n".join(listed)))
 
 

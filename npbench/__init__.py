@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from npbench.sequences import TokenSequences
     from npbench.task import Bayes, Exact, Task
 
+# That of pyproject.toml, which a test compares.
+__version__ = "0.2.0"
+
 __all__ = [
     "Bayes",
     "EventSequences",
@@ -19,6 +22,7 @@ __all__ = [
     "NeuralProcessRegressor",
     "Task",
     "TokenSequences",
+    "__version__",
     "errors",
     "load",
 ]

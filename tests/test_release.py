@@ -8,9 +8,15 @@ from pathlib import Path
 
 import yaml
 
+import npbench
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_package_knows_its_version() -> None:
+    assert npbench.__version__ == PROJECT["version"]
 
 
 def test_the_citation_is_of_this_version_and_its_authors() -> None:
