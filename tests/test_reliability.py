@@ -82,6 +82,23 @@ def test_fit_skips_a_checkpoint_that_is_not_whole_with_one_sentence(
     assert resumed["global_step"] == 6
 
 
+def test_the_last_checkpoint_is_found_and_there_may_be_none(
+    last: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    best = last.with_name("best.ckpt")
+    best.write_bytes(best.read_bytes())  # newer, and not what a run goes on from
+    root = ["--trainer.max_steps", "5", "--ckpt_path", "last", "--trainer.default_root_dir"]
+    main(["fit", *SMALL, *root, str(runs)])
+    resumed = torch.load(runs / "version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 5
+    steps = pd.read_csv(runs / "version_1/metrics.csv")["step"]
+    assert steps.min() >= 4
+    capsys.readouterr()
+    main(["fit", *SMALL, *root, str(tmp_path / "none")])
+    said = f"npbench: there is no checkpoint in {tmp_path}/none; training begins anew"
+    assert said in capsys.readouterr().err.splitlines()
+
+
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty file": (lambda path: path.write_bytes(b""), "is empty"),
     "half a file": (lambda path: path.write_bytes(path.read_bytes()[:9000]), "is damaged, or no"),

@@ -49,7 +49,9 @@ The fields of a model, of its training, and of the data are listed by
   npbench {name} --data.help datamodules.GPDataModule
 and those of Lightning's trainer, such as --trainer.max_steps, by --help-trainer."""
 # What Lightning takes for `--ckpt_path` beside files.
-_NOT_FILES = "best", "last", "hpc"
+_NOT_FILES = "best", "hpc"
+# Stands for the newest checkpoint of all runs in the root that is whole.
+_LAST = "last"
 # What shells report of a process that SIGTERM has ended.
 _SIGTERM_CODE = 128 + SIGTERM
 # What the groups of `--help` are called, and options whose texts are not npbench's own.
@@ -64,7 +66,7 @@ _TEXTS = {
     "model": "fields are set as in --model.model.num_layers 3; --model.model.help CLASS lists them",
     "data": "fields are set as in --data.batch_size 8; --data.help CLASS lists them",
     "last_checkpoint.every_n_train_steps": "steps between two renewals",
-    "ckpt_path": "the checkpoint to go on from, or to evaluate",
+    "ckpt_path": "the checkpoint to go on from (last: the newest), or to evaluate",
     "weights_only": "false would let a checkpoint run code",
     "seed_everything": "seed of all random numbers; true draws one",
 }
@@ -133,11 +135,21 @@ class NPBenchCLI(TrainerCommands):
         if options.get("weights_only", True) is None:
             # Lightning's default would let a checkpoint run code.
             options["weights_only"] = True
-        if self.subcommand == "fit" and options.get("ckpt_path") not in (None, *_NOT_FILES):
-            found, remark = checkpoint_to_resume(options["ckpt_path"])
+        path = options.get("ckpt_path")
+        if self.subcommand == "fit" and path not in (None, *_NOT_FILES):
+            if path == _LAST:
+                path = options.get("trainer.default_root_dir") or "runs"
+                if not any(Path(path).rglob("*.ckpt")):
+                    options["ckpt_path"] = None
+                    self._remark(f"there is no checkpoint in {path}; training begins anew")
+                    return
+            found, remark = checkpoint_to_resume(path)
             options["ckpt_path"] = str(found)
-            if remark and not _rank():
-                print(f"npbench: {remark}", file=sys.stderr)
+            self._remark(remark)
+
+    def _remark(self, text: str | None) -> None:
+        if text and not _rank():
+            print(f"npbench: {text}", file=sys.stderr)
 
     def instantiate_classes(self) -> None:
         """Make the trainer, the model and the data; what a constructor refuses, the user wrote."""
