@@ -76,9 +76,10 @@ class GPDataModule(DrawnTaskDataModule):
             out. The first evaluation computes it, and each worker keeps it in memory.
         x_grid: inputs lie on a grid of so many points in each dimension, both ends of `x_range`
             among them, and no two points of a task are the same; by default they are scattered.
-        extent: least share of `x_range`, in each dimension, on which the inputs of a task lie. Each
-            task draws its share, log-uniformly from this to 1, and where in `x_range` that is; so
-            that points are denser in some tasks than in others.
+        extent: least share of `x_range`, in each dimension, on which the context of a task lies.
+            Each task draws its share, log-uniformly from this to 1, and where in `x_range` that is;
+            so that points are denser in some tasks than in others. One half of the targets lies
+            there too, and the other half anywhere in `x_range`.
         repeats: fewest and most noisy readings of each context site. A task draws one number,
             log-uniformly, for all of its sites, and the tasks of a batch share it unless
             `vary_sizes`. The N of `max_num_points` counts sites; targets are read once. The noise
@@ -263,10 +264,7 @@ class GPDataModule(DrawnTaskDataModule):
         shape = batch_size, split.num_points if num_points is None else num_points
         x = self._inputs(*shape)
         if self.extent < 1:
-            share, shift = torch.rand(2, batch_size, 1, self.dim_x, dtype=x.dtype)
-            share = self.extent ** share[..., :1]
-            low, high = self.x_range
-            x = low + share * (x - low) + (1 - share) * shift * (high - low)
+            x = self._gathered(x, split)
         hyperparameters = self.kernel.draw(batch_size)
         white = torch.randn(*shape, self.dim_y, dtype=torch.float64)
         return GPDraw(
@@ -300,6 +298,18 @@ class GPDataModule(DrawnTaskDataModule):
         order = torch.rand(batch_size, len(nodes)).argsort(dim=-1)
         # Of a figure only the context is used; behind it the order may begin anew.
         return nodes[order[:, torch.arange(num_points) % len(nodes)]]
+
+    def _gathered(
+        self, x: Float[Tensor, "batch points dim_x"], split: ContextTargetSplit
+    ) -> Float[Tensor, "batch points dim_x"]:
+        """Move the context, and every second target, onto a share of the range of each task."""
+        share, shift = torch.rand(2, len(x), 1, self.dim_x, dtype=x.dtype)
+        share = self.extent ** share[..., :1]
+        low, high = self.x_range
+        near = low + share * (x - low) + (1 - share) * shift * (high - low)
+        index = torch.arange(x.shape[1]) - split.num_context[:, None]
+        anywhere = (index >= 0) & (index % 2 == 1)
+        return x.where(anywhere[..., None], near)
 
 
 def _check_grid(x_grid: int, dim_x: int, sizes: TaskSizes) -> None:

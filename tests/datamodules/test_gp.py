@@ -787,13 +787,14 @@ def test_a_curriculum_of_no_batches_is_refused() -> None:
         Curriculum(easy_rbf(), num_batches=0)
 
 
-def test_the_inputs_of_a_task_lie_on_a_share_of_the_range() -> None:
+def test_the_context_of_a_task_lies_on_a_share_of_the_range() -> None:
     low, high, extent = -1.0, 3.0, 0.2
     data = GPDataModule(
         dim_x=2, extent=extent, x_range=(low, high), min_num_points=100, max_num_points=250,
         batch_size=100,
     )  # fmt: skip
-    x = data.training_batch(0).xc
+    task = data.training_batch(0)
+    x = task.xc
     width = (x.amax(dim=1) - x.amin(dim=1)) / (high - low)
     assert (x >= low).all()
     assert (x <= high).all()
@@ -803,3 +804,7 @@ def test_the_inputs_of_a_task_lie_on_a_share_of_the_range() -> None:
     assert 0.35 < (width.amax(dim=-1) < extent**0.5).float().mean() < 0.65
     centre = (x.amax(dim=1) + x.amin(dim=1)) / 2
     assert (centre[width[:, 0] < 0.3].std(dim=0) > 0.5).all()
+    # Half of the targets lie anywhere.
+    inside = (task.xt >= x.amin(dim=1, keepdim=True)) & (task.xt <= x.amax(dim=1, keepdim=True))
+    narrow = width.amax(dim=-1) < 0.3
+    assert 0.4 < inside[narrow].all(dim=-1).float().mean() < 0.65
