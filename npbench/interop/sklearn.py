@@ -42,7 +42,7 @@ _PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "correct
 # Lengths of the prior's functions, of inputs from −2 to 2: of one, and of d times √d.
 _LENGTHS_OF_ONE, _LENGTHS = (0.05, 4.0), (0.3, 4.0)
 # Rows for each place of a state whose resolution follows the data.
-_ROWS_OF_PLACE = 6
+_ROWS_OF_PLACE = 4
 # Inputs beyond this share of the width of what was fitted are far outside.
 _FAR = 0.25
 # Rows that are predicted at a time.
