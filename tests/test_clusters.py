@@ -2,11 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 import torch.distributed as dist
 from helpers import assert_close
 
+import npbench
 from npbench.cli import main
 from npbench.models import CMANP
 
@@ -27,6 +31,12 @@ SMALL = [
     "--data.steps_per_epoch", "60", "--trainer.log_every_n_steps", "1",
     "--trainer.enable_model_summary", "false",
 ]  # fmt: skip
+
+
+def script_with(word: str) -> str:
+    """The first block of Python of docs/clusters.md that has this word."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL)
+    return next(code for code in blocks if word in code)
 
 
 @pytest.fixture
@@ -117,8 +127,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 150.0) -> None:
 
 @pytest.mark.slow
 def test_one_context_over_two_ranks_by_the_script_of_the_documentation(tmp_path: Path) -> None:
-    script = re.search(r"```python\n(.*?)```", (ROOT / "docs/clusters.md").read_text(), re.DOTALL)
-    (tmp_path / "shards.py").write_text(script[1])
+    (tmp_path / "shards.py").write_text(script_with("init_process_group"))
     points = torch.rand(25_001, 2)
     np.save(tmp_path / "points.npy", points.numpy())
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -138,3 +147,45 @@ def test_one_context_over_two_ranks_by_the_script_of_the_documentation(tmp_path:
     assert sorted(line[:2] for line in printed) == [("0", "12500"), ("1", "12501")]
     for *_, first, second in printed:
         assert_close(torch.tensor([float(first), float(second)]), expected)
+
+
+SPARK_FILES = """
+from pathlib import Path
+
+none = rows.where("hour > 9").mapInArrow(absorb, "state binary").collect()
+states |= {"all": state, "none": model.merge(*map(state_of, none))}
+for name, each in states.items():
+    Path(name).write_bytes(each.to_bytes(model))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("pyspark") is None, reason="needs pyspark, which no extra has")
+@pytest.mark.skipif(shutil.which("java") is None, reason="needs Java, on which Spark runs")
+def test_states_from_spark_are_those_of_one_process(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    values = {name: random.uniform(-2, 2, 600) for name in ("hour", "load")}
+    table = pd.DataFrame({"sensor": random.choice(["a", "b", "c"], 600), **values})
+    (tmp_path / "readings").mkdir()
+    for start, end in pairwise([0, 100, 350, 600]):
+        table[start:end].to_parquet(tmp_path / f"readings/{start}.parquet")
+    (tmp_path / "spark.py").write_text(script_with("pyspark") + SPARK_FILES)
+    options = "--master local[2] --conf spark.ui.enabled=false pyspark-shell"
+    result = subprocess.run(
+        [sys.executable, "spark.py"], cwd=tmp_path, timeout=240, capture_output=True, text=True,
+        env=os.environ | {
+            "OMP_NUM_THREADS": "1", "PYSPARK_PYTHON": sys.executable,
+            "PYSPARK_SUBMIT_ARGS": options, "SPARK_LOCAL_IP": "127.0.0.1",
+        },
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    model = npbench.load("gp-1d").requires_grad_(False)
+    shares = dict(iter(table.groupby("sensor")))
+    xt = np.linspace(-2, 2, 50)[:, None]
+    for name, rows in (shares | {"all": table, "none": table[:0]}).items():
+        state = model.state_class.from_bytes((tmp_path / name).read_bytes(), model)
+        x, y = (rows[[column]].to_numpy() for column in values)
+        mine = model.query(model.condition(x, y), xt)
+        theirs = model.query(model.merge(state), xt)
+        torch.testing.assert_close(theirs.mean, mine.mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(theirs.stddev, mine.stddev, rtol=0, atol=1e-5)
