@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,8 +21,10 @@ import torch.distributed as dist
 from helpers import assert_close
 
 import npbench
+from datamodules import GPDataModule
 from npbench.cli import main
 from npbench.models import CMANP
+from npbench.training import MetaRegression
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/gp/cmanp-small.yaml")
@@ -189,3 +192,38 @@ def test_states_from_spark_are_those_of_one_process(tmp_path: Path) -> None:
         theirs = model.query(model.merge(state), xt)
         torch.testing.assert_close(theirs.mean, mine.mean, rtol=0, atol=1e-5)
         torch.testing.assert_close(theirs.stddev, mine.stddev, rtol=0, atol=1e-5)
+
+
+RAY = """
+import ray
+
+ray.init("local", num_cpus=2, include_dashboard=False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+def test_ray_train_takes_the_steps_of_one_process(tmp_path: Path) -> None:
+    script = script_with("TorchTrainer").replace("/shared/run", str(tmp_path))
+    script = script.replace("num_workers=8, use_gpu=True", "num_workers=1")
+    script = script.replace("max_steps=10_000", "max_steps=2, limit_val_batches=0")
+    (tmp_path / "train.py").write_text(RAY + script)
+    result = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, timeout=240, capture_output=True, text=True,
+        # Its second version needs pydantic, which the extra ray does not bring.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "0"},
+    )  # fmt: skip
+    if re.search(r"^ImportError: .*ray\.train", result.stderr, re.MULTILINE):
+        pytest.skip("needs Ray Train: pip install 'ray[train]'")
+    assert result.returncode == 0, result.stderr
+    L.seed_everything(0)
+    trainer = L.Trainer(
+        max_steps=2, limit_val_batches=0, gradient_clip_val=1.0, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = MetaRegression(CMANP(dim_x=1, dim_y=1))
+    trainer.fit(module, GPDataModule(batch_size=4))
+    trained = npbench.load(tmp_path / "trained.ckpt").state_dict()
+    assert trained.keys() == module.model.state_dict().keys()
+    for name, weight in module.model.state_dict().items():
+        torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-5, msg=name)
