@@ -3,12 +3,14 @@
     python -m benchmarks.cuda                      # under ten minutes on one GPU
     python -m benchmarks.cuda --device cpu --points 1e4 --steps 3     # where there is none
 
-1. Every neural process and event model predicts, differentiates, trains in chunks, updates, forgets
-   and samples on the device as on the CPU, with the same weights and the same random numbers, in
-   float64; the largest difference, in units of the largest value, stands in the table.
-2. Peak memory and time of the phases, as the context grows to `--points`.
-3. Training steps a second: eager, compiled, with CUDA graphs, each in float32 and bfloat16.
-4. Two processes on the one device condition on half of the points each, and merge.
+1. Every neural process, event model and classifier predicts, differentiates, trains in chunks,
+   updates, forgets and samples on the device as on the CPU, with the same weights and the same
+   random numbers, in float64; the largest difference, in units of the largest value, stands in the
+   table.
+2. Two processes on the one device condition on half of the points each, and merge.
+3. Peak memory and time of the phases, as the context grows to `--points`.
+4. The same of a small CMANP by the callback of a run of Lightning, whose loss is compiled on a GPU.
+5. Training steps a second: eager, compiled, with CUDA graphs, each in float32 and bfloat16.
 
 It writes `cuda.json` and `cuda.md` under `--out`, and ends non-zero where a model differs.
 """
@@ -25,26 +27,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pandas as pd
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.located import function, of
 from datamodules import GPDataModule
-from npbench import Task, models
-from npbench.events import EventSequences
-from npbench.models import CMANP, EventModel, LocatedCMANP, NeuralProcess, SecondMomentNP
+from npbench import EventSequences, Task, TokenSequences, models
+from npbench.callbacks import PeakMemoryProfiler
+from npbench.models import (
+    CMANP,
+    EventModel,
+    LocatedCMANP,
+    NeuralProcess,
+    SecondMomentNP,
+    SequenceClassifier,
+)
 from npbench.models.contracts.constant_memory import ConstantMemoryProcess
 from npbench.models.contracts.process import evaluating
 from npbench.optim import MuonAdam
 from npbench.profiling import profile
+from npbench.training import MetaRegression
 
 # In float64 another order of summation moves a result by much less than this.
 _TOLERANCE = 1e-8
 # These models take a single input.
 _ONE_INPUT = {"FourierMomentNP"}
-_PARTS = ("correctness", "processes", "memory", "training")
+_PARTS = ("correctness", "processes", "memory", "run", "training")
 _SIZES = (1000, 10_000, 100_000, 1_000_000)
 _COMPILE: dict[str, dict[str, Any] | None] = {
     "eager": None, "compiled": {}, "CUDA graphs": {"mode": "reduce-overhead"},
@@ -88,6 +100,7 @@ def main() -> None:
         "correctness": partial(correctness, device),
         "processes": partial(processes, device, points),
         "memory": partial(memory, device, points),
+        "run": partial(run, device, points, options.steps),
         "training": partial(training, device, options.steps, options.seconds),
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -122,16 +135,21 @@ def markdown(table: pd.DataFrame) -> str:
 
 def correctness(device: torch.device) -> Iterator[dict[str, Any]]:
     """How far each model's results on the device are from those on the CPU."""
-    kinds = {name: getattr(models, name) for name in models.__all__}
-    for name, kind in kinds.items():
-        if not isinstance(kind, type) or not issubclass(kind, NeuralProcess | EventModel):
+    ways: dict[type, Callable[..., dict[str, Tensor]]] = {
+        NeuralProcess: point_results, EventModel: event_results,
+        SequenceClassifier: sequence_results,
+    }  # fmt: skip
+    for name in models.__all__:
+        kind = getattr(models, name)
+        base = next((b for b in ways if isinstance(kind, type) and issubclass(kind, b)), None)
+        if base is None or getattr(kind, "__abstractmethods__", None):
             continue
-        if getattr(kind, "__abstractmethods__", None):
-            continue
+        sizes = {
+            NeuralProcess: (1 if name in _ONE_INPUT else 2, 2), EventModel: (3,),
+            SequenceClassifier: (16, 4),
+        }  # fmt: skip
         torch.manual_seed(0)
-        dims = (1 if name in _ONE_INPUT else 2, 2) if issubclass(kind, NeuralProcess) else (3,)
-        model = kind(*dims).double()
-        results = event_results if isinstance(model, EventModel) else point_results
+        model, results = kind(*sizes[base]).double(), ways[base]
         expected = results(model, torch.device("cpu"))
         try:
             actual = results(deepcopy(model).to(device), device)
@@ -195,6 +213,18 @@ def event_results(model: EventModel, device: torch.device) -> dict[str, Tensor]:
         "log_prob": evaluation.log_prob,
         "next event": dist.log_prob_time(torch.ones(3, dtype=torch.float64, device=device)),
     }
+
+
+def sequence_results(model: SequenceClassifier, device: torch.device) -> dict[str, Tensor]:
+    """What a classifier makes of fixed sequences of 40 tokens and fewer."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, model.vocab_size, (3, 40), generator=generator)
+    mask = torch.arange(40) < torch.tensor([40, 25, 1])[:, None]
+    sequences = TokenSequences(tokens, torch.arange(3), mask).to(device)
+    gradients = torch.autograd.grad(model.loss(sequences), used(model), allow_unused=True)
+    with torch.no_grad():
+        logits = model(sequences.tokens, sequences.mask)
+    return {"gradients": joined(gradients), "logits": logits}
 
 
 def small_task(dim_x: int) -> Task:
@@ -285,6 +315,24 @@ def memory(device: torch.device, points: int) -> Iterator[dict[str, Any]]:
                    "peak_MiB": size and size / 2**20, "seconds": row["seconds"]}  # fmt: skip
 
 
+def run(device: torch.device, points: int, steps: int) -> Iterator[dict[str, Any]]:
+    """Peak memory and time of the phases after an epoch of training, by `PeakMemoryProfiler`."""
+    on_gpu = device.type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            accelerator="gpu" if on_gpu else "cpu", devices=1, max_epochs=1,
+            logger=CSVLogger(folder), enable_checkpointing=False, enable_model_summary=False,
+            enable_progress_bar=False,
+            callbacks=[PeakMemoryProfiler([size for size in _SIZES if size <= points])],
+        )  # fmt: skip
+        data = GPDataModule(vary_sizes=True, steps_per_epoch=steps, num_val_tasks=16)
+        trainer.fit(MetaRegression(of("cmanp-small"), compile=on_gpu), data)
+        table = pd.read_csv(Path(str(trainer.log_dir)) / "memory.csv")
+        for row in table.itertuples():
+            yield {"context": row.num_context, "phase": row.phase,
+                   "peak_MiB": row.peak_bytes / 2**20, "seconds": row.seconds}  # fmt: skip
+
+
 def training(device: torch.device, steps: int, seconds: float) -> Iterator[dict[str, Any]]:
     """Training steps a second; what takes longest to compile comes last, and may be left out."""
     kinds: dict[str, Callable[[], NeuralProcess]] = {
@@ -295,7 +343,10 @@ def training(device: torch.device, steps: int, seconds: float) -> Iterator[dict[
         "TNPD": partial(models.TNPD, 1, 1),
     }
     eager: list[tuple[int, str, bool]] = [(n, "eager", b) for n in (16, 256) for b in (False, True)]
-    compiled = [(16, "CUDA graphs", False), (16, "compiled", False), (256, "compiled", True)]
+    compiled = [
+        (16, "CUDA graphs", False), (16, "compiled", False), (256, "compiled", True),
+        (16, "compiled", True),
+    ]  # fmt: skip
     end = time.perf_counter() + seconds
     for tasks, mode, bf16 in eager + compiled:
         data = GPDataModule(vary_sizes=True, num_targets=64, batch_size=tasks)
