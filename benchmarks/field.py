@@ -13,7 +13,7 @@ site, what the 95 % interval holds, the seconds of fitting and of predicting, an
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.cbook import get_sample_data
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of a reading")
     parser.add_argument("--model", nargs="*", default=["gp-2d"], help="of the regressor")
     parser.add_argument("--fine_tune", type=int, nargs="+", default=[0])
+    parser.add_argument("--calibrate", action="store_true", help="by rows that are held out, too")
     parser.add_argument("--float16", action="store_true", help="the regressor's states too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -73,8 +74,10 @@ def main() -> None:
         for steps in options.fine_tune:
             name = f"{model}, fine-tuned for {steps} steps" if steps else model
             methods[name] = regressor(model, steps)
+            if options.calibrate:
+                methods[f"{name}, calibrated"] = regressor(model, steps, calibrate=True)
             if options.float16:
-                methods[f"{name}, in float16"] = regressor(model, steps, "float16")
+                methods[f"{name}, in float16"] = regressor(model, steps, state_dtype="float16")
     for rows in options.rows:
         train, tests = field(rows, options.repeats, options.noise, options.seed)
         print(f"\n{len(train.x):,} readings of {rows:,} sites, noise {options.noise:g}")
@@ -205,11 +208,9 @@ def local(train: Split) -> Fitted:
     return Fitted(predict, train.x.nbytes + train.y.nbytes)
 
 
-def regressor(
-    model: str, steps: int, state_dtype: Literal["float16"] | None = None
-) -> Callable[[Split], Fitted]:
+def regressor(model: str, steps: int, **options: Any) -> Callable[[Split], Fitted]:
     def fit(train: Split) -> Fitted:
-        fitted = NeuralProcessRegressor(model, fine_tune=steps, state_dtype=state_dtype).fit(*train)
+        fitted = NeuralProcessRegressor(model, fine_tune=steps, **options).fit(*train)
         return Fitted(lambda x: Prediction(*fitted.predict(x, return_std=True)), fitted.nbytes_)
 
     return fit

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from npbench.blocks import InferredNoise
 from npbench.errors import DataWarning, InputError
+from npbench.interop.calibration import Errors, calibrate, deviations_of, errors_of, hold_out
 from npbench.interop.fine_tuning import fine_tuned
 from npbench.interop.frames import check_columns, check_sizes
 from npbench.interop.outputs import by_output
@@ -82,7 +83,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         tiles: how many ranges of the model's training the inputs span in each direction: for long
             series and large fields, of models that move to other ranges (`model.on`), such as
             `LocatedCMANP`. The state grows with it, and resolves smaller things. "auto" takes as
-            many as leave each place of a `LocatedCMANP` six of the first rows, and else 1.
+            many as leave each place of a `LocatedCMANP` four of the first rows, and else 1.
         max_bytes: of the state that "auto" aims at.
         margin: how much room is kept for the inputs of later rows, on either side of the first
             ones, as a share of their width: some models absorb none outside of their range.
@@ -90,6 +91,10 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         fine_tune: steps of training on random subsets of the rows, before the model is conditioned
             on all of them; 0 leaves the weights as they are. A model that is given stays as it was.
         learning_rate: of these steps, with Muon for matrices; Adam takes a tenth of it.
+        calibrate: whether the standard deviations are corrected by the errors at some of the rows,
+            single ones and whole gaps, that the model predicts before it absorbs them; for models
+            that predict each target by itself. As the units are, the correction is that of the
+            first rows; outputs that are tasks by themselves share it.
         state_dtype: "float16" keeps and saves states in half the bytes, each number to 0.0005 of
             itself, so that "auto" takes twice as many places for `max_bytes`; for models whose
             states are attention, such as `LocatedCMANP`.
@@ -128,6 +133,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         dates: str | None = None,
         fine_tune: int = 0,
         learning_rate: float = 0.005,
+        calibrate: bool = False,
         state_dtype: Literal["float16"] | None = None,
         ledger: bool = False,
         random_state: Any = None,
@@ -141,6 +147,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self.dates = dates
         self.fine_tune = fine_tune
         self.learning_rate = learning_rate
+        self.calibrate = calibrate
         self.state_dtype = state_dtype
         self.ledger = ledger
         self.random_state = random_state
@@ -162,8 +169,13 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self.tiles_ = self._chosen_tiles(*x.shape)
         self._choose_units(x, y)
         trained = self._trained_model(x.shape[1])
+        later: Any = None
+        if self.calibrate:
+            trained, later = deepcopy(trained), hold_out(self._numbers(x, y)[0].numpy())
+            deviations_of(trained).calibration = None
+        first = slice(None) if later is None else ~later.is_held
         if self.fine_tune:
-            numbers, seed = self._numbers(x, y), self._seed(self.random_state)
+            numbers, seed = self._numbers(x[first], y[first]), self._seed(self.random_state)
             window = None
             if self.tiles_ != 1:
                 window = trained.watch.input_ends()
@@ -172,9 +184,12 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             )
         self.model_ = self._moved(trained)
         self._parts = [
-            _Part(model, self._absorb(model, *_known(x, y[:, outputs])), outputs)
+            _Part(model, self._absorb(model, *_known(x[first], y[first][:, outputs])), outputs)
             for model, outputs in self._models()
         ]
+        if later is not None:
+            self._calibrate(x[later.predicted], y[later.predicted], later.weight)
+            self._absorb_more(x[later.is_held], y[later.is_held])
         return self
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> "NeuralProcessRegressor":
@@ -185,7 +200,10 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         """
         if not hasattr(self, "_parts"):
             return self.fit(X, y)
-        x, y = self._rows(X, y)
+        self._absorb_more(*self._rows(X, y))
+        return self
+
+    def _absorb_more(self, x: np.ndarray, y: np.ndarray) -> None:
         parts = []
         for part in self._parts:
             rows = _known(x, y[:, part.outputs])
@@ -203,7 +221,6 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 ) from error
             parts.append(part._replace(state=state))
         self._parts = parts
-        return self
 
     def forget(self, X: ArrayLike, y: ArrayLike) -> "NeuralProcessRegressor":
         """Give rows back that were absorbed: what is left is the regressor of all others.
@@ -364,7 +381,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         if any(not isinstance(part.state, SavedState) for part in self._parts):
             raise InputError(f"states of {type(self.model_).__name__} are not kept in files")
         source = self.model if self.model is not None else self._default(self.n_features_in_)
-        if isinstance(source, str | os.PathLike) and not self.fine_tune and self.tiles_ == 1:
+        is_as_loaded = not self.fine_tune and not self.calibrate and self.tiles_ == 1
+        if isinstance(source, str | os.PathLike) and is_as_loaded:
             checkpoint = find(source)
         else:
             folder = Path(f"{os.fspath(path)}.model")
@@ -373,6 +391,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         about = {
             "scaling": json.loads(self.scaling_.to_json()),
             "is_flat": self._is_flat,
+            "tiles": self.tiles_,
             "named": hasattr(self, "feature_names_in_"),
         }
         notes = {
@@ -409,7 +428,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             regressor.feature_names_in_ = np.array(regressor.scaling_.x_names, dtype=object)
         regressor._is_flat = about["is_flat"]
         base = regressor._trained_model(regressor.n_features_in_)
-        regressor.tiles_ = 1.0
+        regressor.tiles_ = about.get("tiles", 1.0)
         regressor.model_, regressor._parts = base, []
         models = list(regressor._models())
         owner = models[0][0] if len(models) == 1 else base
@@ -607,6 +626,21 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
             if self.ledger:
                 raise InputError(f"states of {type(model).__name__} have no ledger")
             return self._kept(model.condition(x, y))
+
+    def _calibrate(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+        """Correct the model's deviations by rows that it has not absorbed."""
+        errors, counts = [], []
+        for model, state, outputs in self._parts:
+            known = np.isfinite(y[:, outputs]).all(axis=1)
+            if known.any():
+                with evaluating(model):
+                    errors.append(errors_of(model, state, x[known], y[known][:, outputs]))
+                counts.append(torch.from_numpy(weight[known]))
+        if not errors:
+            raise InputError("the outputs of all rows that calibrate=True holds out are missing")
+        calibrate(
+            self.model_, Errors(*map(torch.cat, zip(*errors, strict=True))), torch.cat(counts)
+        )
 
     def _kept(self, state: Any) -> Any:
         """The state in the precision that it is kept in."""

@@ -1,5 +1,6 @@
 """Prediction heads: from an encoding to a distribution."""
 
+from npbench.likelihoods.calibration import Calibration, Deviations
 from npbench.likelihoods.categorical import CategoricalHead, Likelihood, target_head
 from npbench.likelihoods.gaussian import (
     DiagonalGaussian,
@@ -14,7 +15,9 @@ from npbench.likelihoods.next_event import NextEvent, NextEventHead
 from npbench.likelihoods.units import in_units, moments_in_units
 
 __all__ = [
+    "Calibration",
     "CategoricalHead",
+    "Deviations",
     "DiagonalGaussian",
     "GaussianHead",
     "JointGaussian",

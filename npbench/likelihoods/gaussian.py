@@ -21,6 +21,7 @@ from torch.distributions import (
 from npbench.attention.precision import at_least_float32
 from npbench.blocks import MLP, LayerConfig, TransformerLayer
 from npbench.errors import InputError
+from npbench.likelihoods.calibration import Deviations
 
 # Numbers that a variance may get added until a covariance is positive definite.
 _JITTERS = [10.0**exponent for exponent in range(-8, 1)]
@@ -41,6 +42,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.min_std = min_std
         self.mlp = mlp
+        self.deviations = Deviations()
 
     def forward(self, encoding: Float[Tensor, "*batch target dim_in"]) -> Independent:
         return self.distribution(*self.parts(encoding))
@@ -51,8 +53,10 @@ class GaussianHead(nn.Module):
         """Mean and standard deviation."""
         mean, raw = at_least_float32(self.mlp(encoding)).chunk(2, dim=-1)
         if self.min_std is None:
-            return mean, raw.exp()
-        return mean, self.min_std + (1 - self.min_std) * F.softplus(raw)
+            std = raw.exp()
+        else:
+            std = self.min_std + (1 - self.min_std) * F.softplus(raw)
+        return mean, self.deviations(std)
 
     def distribution(self, mean: Tensor, std: Tensor) -> Independent:
         """The distribution of these parts."""

@@ -1,5 +1,6 @@
 """SecondMomentNP: Bayesian regression from sums over the context, corrected by a network."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, Mu
 
 from npbench.blocks import BayesianHeads, InferredNoise
 from npbench.blocks.fourier import spaced_lengths
-from npbench.likelihoods import MixtureCorrection, NormalMixture
+from npbench.likelihoods import Deviations, MixtureCorrection, NormalMixture
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import (
     Evaluation,
@@ -94,6 +95,7 @@ class SecondMomentNP(SecondMomentProcess):
         if corrected:
             number = len(heads.noise_std)
             self.correct = MixtureCorrection(number, dim_y, dim_model, dim_feedforward)
+        self.deviations = Deviations()
 
     @property
     def is_corrected(self) -> bool:
@@ -101,10 +103,10 @@ class SecondMomentNP(SecondMomentProcess):
 
     def _predict(self, state: SecondMomentState, xt: Tensor) -> NormalMixture:
         mixture = self._bayesian_mixture(state.posterior, xt)
-        if self.correct is None:
-            return mixture
-        evidence = state.posterior.log_evidence.amax(dim=-1)
-        return self.correct(mixture, state.moments.count, evidence)
+        if self.correct is not None:
+            evidence = state.posterior.log_evidence.amax(dim=-1)
+            mixture = self.correct(mixture, state.moments.count, evidence)
+        return replace(mixture, std=self.deviations(mixture.std))
 
 
 class SecondMomentJointNP(SecondMomentProcess):
