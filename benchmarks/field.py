@@ -3,14 +3,19 @@
     python -m benchmarks.field                              # 50,000 points of the elevation field
     python -m benchmarks.field --rows 5000 50000 --model gp-2d --fine_tune 0 300
     python -m benchmarks.field --repeats 3 --noise 0.3      # three noisy readings of each point
+    python -m benchmarks.field --rows 100000 --queries 1000000 --calibrate  # time and memory
 
 The field is the elevation of 344 × 403 sites that matplotlib ships. A tenth of the sites that are
 left out are scattered, another tenth are blocks of 24 × 24 sites. Errors, densities and noise are
 in standard deviations of the field. Each row gives the root mean square error, the log-density per
 site, what the 95 % interval holds, the seconds of fitting and of predicting, and the bytes kept.
+With `--queries` each method answers so many places of the field in a process of its own, and the
+row gives the seconds and what the process takes at most beyond libraries and data.
 """
 
 import argparse
+import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,12 +29,15 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.neighbors import KNeighborsRegressor
 
+from benchmarks.streaming import peak_kilobytes
 from npbench import NeuralProcessRegressor
 
 _BLOCK = 24
 # Sites that hyper-parameters of Gaussian processes are fitted to, and neighbours of a local one.
 _SUBSET, _NEIGHBOURS = 1000, 48
 _STANDARD_NORMAL_95 = 1.959964
+# Places that are asked for at a time.
+_PIECE = 16_384
 
 Values = NDArray[np.float64]
 
@@ -62,8 +70,28 @@ def main() -> None:
     parser.add_argument("--fine_tune", type=int, nargs="+", default=[0])
     parser.add_argument("--calibrate", action="store_true", help="by rows that are held out, too")
     parser.add_argument("--float16", action="store_true", help="the regressor's states too")
+    parser.add_argument("--queries", type=int, help="take time and memory of so many")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    for rows in options.rows:
+        readings = rows * options.repeats
+        print(f"\n{readings:,} readings of {rows:,} sites, noise {options.noise:g}", flush=True)
+        if options.queries is not None:
+            with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+                for name in methods_of(options):
+                    print(f"  {name:<32} {pool.apply(at_scale, (name, rows, options))}", flush=True)
+            continue
+        train, tests = field(rows, options.repeats, options.noise, options.seed)
+        for name, fit in methods_of(options).items():
+            start = time.perf_counter()
+            fitted = fit(train)
+            seconds = time.perf_counter() - start
+            print(f"  {name:<32} fitted in {seconds:6.1f} s, keeps {fitted.nbytes / 1e6:6.2f} MB")
+            for split, test in tests.items():
+                print(f"    {split:<30} {report(fitted, test, options.noise)}", flush=True)
+
+
+def methods_of(options: argparse.Namespace) -> dict[str, Callable[[Split], Fitted]]:
     methods: dict[str, Callable[[Split], Fitted]] = {
         "nearest points": nearest,
         "boosting": boosting,
@@ -78,16 +106,25 @@ def main() -> None:
                 methods[f"{name}, calibrated"] = regressor(model, steps, calibrate=True)
             if options.float16:
                 methods[f"{name}, in float16"] = regressor(model, steps, state_dtype="float16")
-    for rows in options.rows:
-        train, tests = field(rows, options.repeats, options.noise, options.seed)
-        print(f"\n{len(train.x):,} readings of {rows:,} sites, noise {options.noise:g}")
-        for name, fit in methods.items():
-            start = time.perf_counter()
-            fitted = fit(train)
-            seconds = time.perf_counter() - start
-            print(f"  {name:<32} fitted in {seconds:6.1f} s, keeps {fitted.nbytes / 1e6:6.2f} MB")
-            for split, test in tests.items():
-                print(f"    {split:<30} {report(fitted, test, options.noise)}", flush=True)
+    return methods
+
+
+def at_scale(name: str, rows: int, options: argparse.Namespace) -> str:
+    """What a method takes to fit the rows and to answer queries, in a process that did nothing
+    before."""
+    train, _ = field(rows, options.repeats, options.noise, options.seed)
+    x = np.random.default_rng(0).uniform(0, train.x.max(axis=0), (options.queries, 2))
+    before = peak_kilobytes()
+    start = time.perf_counter()
+    fitted = methods_of(options)[name](train)
+    middle = time.perf_counter()
+    for piece in np.array_split(x, math.ceil(len(x) / _PIECE)):
+        fitted.predict(piece)
+    end = time.perf_counter()
+    return (
+        f"fitted in {middle - start:6.1f} s, answers {len(x):,} in {end - middle:6.1f} s, "
+        f"takes {(peak_kilobytes() - before) / 1e3:7,.0f} MB, keeps {fitted.nbytes / 1e6:6.2f} MB"
+    )
 
 
 def field(rows: int, repeats: int, noise: float, seed: int) -> tuple[Split, dict[str, Split]]:
