@@ -29,7 +29,7 @@ import ray
 import torch
 
 import npbench
-from benchmarks.cuda import markdown
+from benchmarks.tables import markdown
 from npbench.interop.ray import condition_dataset
 from npbench.models.contracts.process import evaluating
 from npbench.structure import in_bytes
