@@ -29,7 +29,7 @@ import ray
 import torch
 
 import npbench
-from benchmarks.cuda import markdown
+from benchmarks.tables import markdown
 from npbench.interop.ray import condition_dataset
 from npbench.models.contracts.process import evaluating
 from npbench.structure import in_bytes
@@ -106,7 +106,7 @@ def measured(model: Any, folder: Path, rows: int, keys: int) -> Iterator[dict[st
     yield row("one process", 1, seconds, 0, 0.0)
     state_size = len(whole.to_bytes())
 
-    def by_ray(workers: int, on_block: Callable[[int], None] = lambda _: None) -> tuple[Any, ...]:
+    def by_ray(workers: int, on_block: Callable[[int], object] = lambda _: None) -> tuple[Any, ...]:
         blocks: list[int] = []
 
         def on_rows(number: int) -> None:
@@ -146,18 +146,24 @@ def as_sent(state: Any) -> Any:
     return type(state).from_bytes(state.to_bytes())
 
 
-def kill_workers() -> None:
-    """End this cluster's processes in which blocks are absorbed, as a lost machine would."""
+def kill_workers() -> int:
+    """End this cluster's processes in which blocks are absorbed, as a lost machine would.
+
+    Returns how many; other clusters of the machine, and their workers, are left alone.
+    """
+    number = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
             name = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if name.startswith(b"ray::") and b"MapWorker" in name and is_ours(int(process.name)):
+        if name.startswith(b"ray::") and b"MapWorker" in name and _is_ours(int(process.name)):
             os.kill(int(process.name), signal.SIGKILL)
+            number += 1
+    return number
 
 
-def is_ours(process: int) -> bool:
+def _is_ours(process: int) -> bool:
     """Whether this process has started that one, or one of its parents."""
     while process > 1 and process != os.getpid():
         try:

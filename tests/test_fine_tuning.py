@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.fine_tuning import standard_error
+from benchmarks.fine_tuning.scores import standard_error
 from benchmarks.related_functions import DATA, split
 
 

@@ -1,14 +1,13 @@
 """The score of draws of many values together."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
+
+from npbench.metrics.means import CountedMean
 
 
-class EnergyScore(Metric):
+class EnergyScore(CountedMean):
     """`energy_score`, a mean over tasks; less is better.
 
     Example:
@@ -18,24 +17,13 @@ class EnergyScore(Metric):
         tensor(0.)
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(
         self, samples: Float[Tensor, "samples batch values"], y: Float[Tensor, "batch values"]
     ) -> None:
         self.total += energy_score(samples, y).sum()
         self.count += len(y)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
 
 def energy_score(

@@ -11,12 +11,13 @@ from torchmetrics import MeanMetric, MeanSquaredError, Metric
 from npbench.errors import InputError
 from npbench.likelihoods import NormalMixture
 from npbench.metrics.energy import EnergyScore
+from npbench.metrics.means import CountedMean
 from npbench.metrics.uniformity import KolmogorovSmirnov, PITHistogram
 from npbench.models.contracts.process import Evaluation
 from npbench.task import Task
 
 
-class TaskMean(Metric):
+class TaskMean(CountedMean):
     """The mean over tasks of one number a task, such as its log-likelihood.
 
     Example:
@@ -27,23 +28,16 @@ class TaskMean(Metric):
         tensor(3.)
     """
 
-    full_state_update = False
-    total: Tensor
     total_squared: Tensor
-    count: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("total", "total_squared", "count"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total_squared", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, values: Float[Tensor, "batch"]) -> None:
         self.total += values.sum()
         self.total_squared += values.square().sum()
         self.count += len(values)
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
 
 class StandardError(TaskMean):
@@ -54,7 +48,7 @@ class StandardError(TaskMean):
         return (spread.clamp(min=0.0) / (self.count * (self.count - 1))).sqrt()
 
 
-class Coverage(Metric):
+class Coverage(CountedMean):
     """The share of values inside the central interval that should hold `level` of them.
 
     Calibrated predictions have a coverage equal to the level; predictions whose coverage is below
@@ -70,17 +64,11 @@ class Coverage(Metric):
         tensor(0.7500)
     """
 
-    full_state_update = False
-    inside: Tensor
-    count: Tensor
-
     def __init__(self, level: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0.0 < level < 1.0:
             raise InputError(f"level={level} must lie between 0 and 1")
         self.half_width = NormalDist().inv_cdf((1 + level) / 2)
-        self.add_state("inside", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -88,14 +76,11 @@ class Coverage(Metric):
         std: Float[Tensor, "*shape"],
         y: Float[Tensor, "*shape"],
     ) -> None:
-        self.inside += ((y - mean).abs() <= self.half_width * std).sum()
+        self.total += ((y - mean).abs() <= self.half_width * std).sum()
         self.count += y.numel()
 
-    def compute(self) -> Tensor:
-        return self.inside / self.count
 
-
-class CRPS(Metric):
+class CRPS(CountedMean):
     """The continuous ranked probability score, a mean over values in their unit; less is better.
 
     See `NormalMixture.crps` for the formula, which is exact for mixtures of normals.
@@ -108,15 +93,7 @@ class CRPS(Metric):
         tensor(0.4181)
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("total", "count"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -128,11 +105,8 @@ class CRPS(Metric):
         self.total += (scores if mask is None else scores[mask]).sum()
         self.count += y.numel() if mask is None else y.shape[-1] * mask.sum()
 
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
-
-class IntervalScore(Metric):
+class IntervalScore(CountedMean):
     r"""The score of central intervals [l, u] of a probability 1 − α, a mean over values in their
     unit; less is better.
 
@@ -153,10 +127,7 @@ class IntervalScore(Metric):
         tensor(23.9207)
     """
 
-    full_state_update = False
     higher_is_better = False
-    total: Tensor
-    count: Tensor
 
     def __init__(self, level: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -164,8 +135,6 @@ class IntervalScore(Metric):
             raise InputError(f"level={level} must lie between 0 and 1")
         self.half_width = NormalDist().inv_cdf((1 + level) / 2)
         self.weight = 2 / (1 - level)
-        for name in ("total", "count"):
-            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -177,9 +146,6 @@ class IntervalScore(Metric):
         outside = ((y - mean).abs() - half).clamp(min=0.0)
         self.total += (2 * half + self.weight * outside).sum()
         self.count += y.numel()
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
 
 
 class RegressionMetrics(nn.Module):

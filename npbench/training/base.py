@@ -192,6 +192,11 @@ class TrainingModule(L.LightningModule, ABC):
         name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
         return metrics, f"/{name}"
 
+    @property
+    def _data(self) -> Any:
+        """The data module of the run; None without one, and of a module that no trainer runs."""
+        return getattr(self._trainer, "datamodule", None)
+
     def _check(self, batch: Any) -> None:
         if not isinstance(batch, self.batch):
             raise InputError(
@@ -262,10 +267,8 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what data the run is on: it can go on with no other."""
-        # A module that no trainer has run is saved too.
-        data = getattr(self._trainer, "datamodule", None)
-        if data is not None:
-            checkpoint["data"] = public_path(type(data))
+        if self._data is not None:
+            checkpoint["data"] = public_path(type(self._data))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, and to go on from weights alone or on other data.
@@ -280,9 +283,9 @@ class TrainingModule(L.LightningModule, ABC):
         if self.is_resuming:
             check_resumable(checkpoint)
         there = checkpoint.get("data")
-        if not self.is_resuming or there is None or trainer.datamodule is None:
+        if not self.is_resuming or there is None or self._data is None:
             return
-        kind = type(trainer.datamodule)
+        kind = type(self._data)
         if there != (here := public_path(kind)) and class_at(there) is not kind:
             raise InputError(
                 f"the checkpoint is of a run on {there}, and this run's data is {here}: a run goes "

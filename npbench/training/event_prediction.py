@@ -1,6 +1,6 @@
 """Training of any event model on event sequences."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -21,8 +21,8 @@ from npbench.offers import (
     OffersVocabulary,
     Vocabulary,
 )
-from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite
+from npbench.training.names import TrainingByNames
 
 
 class EventForecast(NamedTuple):
@@ -39,7 +39,7 @@ class EventForecast(NamedTuple):
     """That of the true time and mark."""
 
 
-class EventPrediction(TrainingModule):
+class EventPrediction(TrainingByNames):
     """Train and evaluate an `EventModel` on batches of `EventSequences`.
 
     It minimises the negative log-likelihood per event, logged as `train/loss`, and logs all of
@@ -85,6 +85,8 @@ class EventPrediction(TrainingModule):
     monitor_mode: ClassVar[Literal["min", "max"]] = "min"
     metrics: ClassVar[type[EventMetrics]] = EventMetrics
     batch: ClassVar[type[EventSequences]] = EventSequences
+    names: ClassVar[str] = "vocabulary"
+    offer: ClassVar[type] = OffersVocabulary
     model: EventModel
 
     def __init__(
@@ -106,43 +108,13 @@ class EventPrediction(TrainingModule):
         return self.model(sequences)
 
     def setup(self, stage: str) -> None:
-        self._hand_over_vocabulary()
+        super().setup(stage)
         if stage != "fit" or self._has_units():
             return
         # A checkpoint is restored after this, and brings its own units.
-        if isinstance(self.trainer.datamodule, OffersIntervalStatistics):
-            statistics = self.trainer.datamodule.interval_statistics
+        if isinstance(self._data, OffersIntervalStatistics):
+            statistics = self._data.interval_statistics
             self.model.set_time_scale(statistics.mean, statistics.log_mean, statistics.log_std)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["vocabulary"] = self.vocabulary
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and count marks by this one's vocabulary.
-
-        Raises:
-            InputError: as `TrainingModule`.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self.vocabulary = checkpoint.get("vocabulary")
-        self._hand_over_vocabulary()
-
-    def on_fit_start(self) -> None:
-        self._check_marks()
-        data = self.trainer.datamodule
-        self.vocabulary = data.vocabulary if isinstance(data, OffersVocabulary) else None
-
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        self._check_marks()
-
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._check_marks()
-
-    def on_predict_start(self) -> None:
-        self._check_marks()
 
     def training_step(self, sequences: EventSequences, batch_idx: int) -> Tensor:
         loss = self.model.loss(sequences)
@@ -198,20 +170,9 @@ class EventPrediction(TrainingModule):
     ) -> dict[str, Metric]:
         return metrics.update(sequences, self.model.evaluate(sequences))
 
-    def _hand_over_vocabulary(self) -> None:
-        """Tell the data module of the run by which vocabulary it counts marks.
-
-        `setup` does so for a module that was loaded before the run. The trainer restores a
-        checkpoint after `setup`, and before it asks for the first batch: `on_load_checkpoint` does
-        so then.
-        """
-        data = getattr(self._trainer, "datamodule", None)
-        if self.vocabulary is not None and isinstance(data, OffersVocabulary):
-            data.vocabulary = self.vocabulary
-
-    def _check_marks(self) -> None:
-        """Compare the numbers of marks, once a restored checkpoint has brought the vocabulary."""
-        data = self.trainer.datamodule
+    def _check_data(self) -> None:
+        """Compare the numbers of marks."""
+        data = self._data
         if isinstance(data, OffersNumMarks) and data.num_marks != self.model.num_marks:
             raise InputError(
                 f"the data has {data.num_marks} marks, the model num_marks={self.model.num_marks}; "

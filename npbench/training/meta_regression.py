@@ -113,7 +113,7 @@ class MetaRegression(TrainingModule):
         if stage == "fit" and not any(module.training for module in self.model.modules()):
             self.model.train()  # `npbench.load` gives models in evaluation mode
         # A checkpoint is restored after this, and brings its own units.
-        data = getattr(self._trainer, "datamodule", None)
+        data = self._data
         if isinstance(data, OffersScaling) and (stage == "fit" or self.model.scaling is None):
             self.model.scaling = data.scaling
 

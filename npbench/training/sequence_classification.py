@@ -1,6 +1,6 @@
 """Training of any classifier of sequences of tokens."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -14,8 +14,8 @@ from npbench.metrics import SequenceMetrics
 from npbench.models.contracts.classifier import SequenceClassifier
 from npbench.offers import OffersClasses
 from npbench.sequences import TokenSequences
-from npbench.training.base import TrainingModule
 from npbench.training.gradients import OnNonFinite
+from npbench.training.names import TrainingByNames
 
 
 class SequencePrediction(NamedTuple):
@@ -25,7 +25,7 @@ class SequencePrediction(NamedTuple):
     probabilities: Float[Tensor, "batch classes"]
 
 
-class SequenceClassification(TrainingModule):
+class SequenceClassification(TrainingByNames):
     """Train and evaluate a `SequenceClassifier` on batches of `TokenSequences`.
 
     It minimises the cross-entropy, logged as `train/loss`, and logs all of `SequenceMetrics` for
@@ -63,6 +63,8 @@ class SequenceClassification(TrainingModule):
     monitor_mode: ClassVar[Literal["min", "max"]] = "max"
     metrics: ClassVar[type[nn.Module]] = SequenceMetrics
     batch: ClassVar[type[TokenSequences]] = TokenSequences
+    names: ClassVar[str] = "classes"
+    offer: ClassVar[type] = OffersClasses
     model: SequenceClassifier
 
     def __init__(
@@ -82,39 +84,6 @@ class SequenceClassification(TrainingModule):
 
     def forward(self, sequences: TokenSequences) -> Float[Tensor, "batch classes"]:
         return self.model(sequences.tokens, sequences.full_mask)
-
-    def setup(self, stage: str) -> None:
-        self._hand_over_classes()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["classes"] = self.classes
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and take over the names of its classes.
-
-        Raises:
-            InputError: as `TrainingModule`.
-        """
-        super().on_load_checkpoint(checkpoint)
-        self.classes = checkpoint.get("classes")
-        self._hand_over_classes()
-
-    def on_fit_start(self) -> None:
-        self._check_data()
-        data = self._data
-        self.classes = list(data.classes) if isinstance(data, OffersClasses) else None
-
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        self._check_data()
-
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._check_data()
-
-    def on_predict_start(self) -> None:
-        self._check_data()
 
     def training_step(self, sequences: TokenSequences, batch_idx: int) -> Tensor:
         loss = self.model.loss(sequences)
@@ -154,22 +123,6 @@ class SequenceClassification(TrainingModule):
         self, sequences: TokenSequences, metrics: SequenceMetrics
     ) -> dict[str, Metric]:
         return metrics.update(self(sequences), self.model.checked_labels(sequences))
-
-    def _hand_over_classes(self) -> None:
-        """Tell the data module of the run by which names it counts classes.
-
-        `setup` does so for a module that was loaded before the run. The trainer restores a
-        checkpoint after `setup`, and before it asks for the first batch: `on_load_checkpoint` does
-        so then.
-        """
-        data = self._data
-        if self.classes is not None and isinstance(data, OffersClasses):
-            data.classes = self.classes
-
-    @property
-    def _data(self) -> Any:
-        """The data module of the run, if there are both."""
-        return getattr(self._trainer, "datamodule", None)
 
     def _check_data(self) -> None:
         """Compare classes and tokens of the data with the model's."""

@@ -1,7 +1,6 @@
 """States from a cluster are those of one process. The cluster is three workers of this machine."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from npbench.training.lightning_parts import save_untrained
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 
-from benchmarks.cluster import is_ours  # noqa: E402
+from benchmarks.cluster import kill_workers  # noqa: E402
 from npbench.interop.ray import condition_dataset, connect, query_dataset  # noqa: E402
 
 ROWS, FILES = 3000, 4
@@ -105,8 +104,7 @@ def test_no_row_is_lost_or_counts_twice_when_a_worker_dies(points: pa.Table) -> 
 
     def on_rows(number: int) -> None:
         if not seen:
-            for process in workers():
-                os.kill(process, signal.SIGKILL)
+            assert kill_workers()
         seen.append(number)
 
     state = condition_dataset(model, data, ["hour"], ["load"], workers=2, on_rows=on_rows)
@@ -114,20 +112,6 @@ def test_no_row_is_lost_or_counts_twice_when_a_worker_dies(points: pa.Table) -> 
         model, state, model.condition(numbers(points, "hour"), numbers(points, "load"))
     )
     assert sum(seen) == ROWS
-
-
-def workers() -> list[int]:
-    """This cluster's processes in which blocks are absorbed; others may run on the machine."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if name.startswith(b"ray::") and b"MapWorker" in name and is_ours(int(process.name)):
-            found.append(int(process.name))
-    assert found
-    return found
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""A trained model learns many related functions, beside training from scratch."""
