@@ -64,8 +64,8 @@ class TaskDataModule(L.LightningDataModule, ABC):
         batches = _Batches(lambda index: self.training_batch(index, rank), length)
         return _ResumableLoader(batches, self._batches_done, **self._loader_options())
 
-    def _evaluation_loader(self, num_tasks: int, part: Part) -> DataLoader:
-        """A loader of the fixed tasks of this rank: every `world_size`-th one.
+    def _evaluation_loader(self, num_tasks: int, part: Part, first: int = 0) -> DataLoader:
+        """A loader of the fixed tasks of this rank: every `world_size`-th one, from `first` on.
 
         All ranks together have each task once.
         """
@@ -75,11 +75,14 @@ class TaskDataModule(L.LightningDataModule, ABC):
                 f"{num_tasks} evaluation tasks cannot be shared out among {world_size} processes; "
                 f"take as many tasks at least, or fewer processes"
             )
-        indices = range(rank, num_tasks, world_size)
-        size = self.eval_batch_size
-        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        chunks = self._chunks(range(first + rank, first + num_tasks, world_size), part)
         batches = _Batches(lambda i: self.evaluation_batch(chunks[i], part), len(chunks))
         return DataLoader(batches, **self._loader_options())
+
+    def _chunks(self, indices: range, part: Part) -> list[range]:
+        """The indices of each evaluation batch."""
+        size = self.eval_batch_size
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def _loader_options(self) -> dict[str, Any]:
         # Each pass of a loader draws a seed for its workers. It takes that from a generator of its

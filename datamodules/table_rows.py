@@ -20,8 +20,8 @@ _MOST_BLOCKS, _FEWEST_BLOCKS = 40, 7
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Points of a table whose outputs are all known, in float64, and the group of each: a task of
-    the table, or a block of the field."""
+    """Points of a table in float64, and the group of each: a task of the table, or a block of the
+    field. An output that is missing is NaN."""
 
     x: Float[np.ndarray, "rows dim_x"]
     y: Float[np.ndarray, "rows dim_y"]
@@ -35,6 +35,11 @@ class Rows:
     def where(self, kept: Bool[np.ndarray, "rows"]) -> "Rows":
         """Some of the rows."""
         return Rows(self.x[kept], self.y[kept], self.group[kept], self.names)
+
+    def of_output(self, index: int) -> "Rows":
+        """The rows in which one output is known, with this output alone."""
+        y = self.y[:, index : index + 1]
+        return Rows(self.x, y, self.group, self.names).where(np.isfinite(y[:, 0]))
 
     def in_blocks(self, number: int) -> "Rows":
         """The same rows in blocks of about as many each: a box is cut at the median of its longest
@@ -65,14 +70,18 @@ class Rows:
 
 
 def rows_of(
-    source: str | Sequence[str] | pd.DataFrame, table: PointTable, task: str | None
+    source: str | Sequence[str] | pd.DataFrame,
+    table: PointTable,
+    task: str | None,
+    each_output: bool = False,
 ) -> Rows:
-    """The rows of files, or of a data frame, whose outputs are known.
+    """The rows of files, or of a data frame, of which all outputs are known.
 
     Args:
         source: what `table` names, or the data frame.
         table: names the columns, and says how numbers stand in them.
         task: the column that says to which task a row belongs, if there is one.
+        each_output: take the rows of which any output is known.
 
     Raises:
         InputError: on a column that is not there, and on a value that is no number, or is missing
@@ -97,12 +106,18 @@ def rows_of(
         raise InputError(f"{table.name} has no rows")
     x, y, tasks = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     names, group = np.unique(tasks, return_inverse=True)
-    known = Rows(x, y, group, names.tolist()).where(np.isfinite(y).all(axis=1))
-    if not len(known):
+    is_known = np.isfinite(y)
+    if each_output:
+        kept = is_known.any(axis=1)
+        missing = [name for name, has_any in zip(table.y, is_known.any(axis=0)) if not has_any]
+    else:
+        kept = is_known.all(axis=1)
+        missing = [] if kept.any() else list(table.y)
+    if missing:
         raise InputError(
-            f"no row of {table.name} has values of {', '.join(table.y)}; name other outputs"
+            f"no row of {table.name} has values of {', '.join(missing)}; name other outputs"
         )
-    return known
+    return Rows(x, y, group, names.tolist()).where(kept)
 
 
 def held_out(names: Sequence[str], shares: Sequence[float]) -> list[list[int]]:

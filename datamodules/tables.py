@@ -1,18 +1,20 @@
 """Tasks of a user's own tables."""
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 from torch.utils.data import DataLoader
 
 from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.seeding import seeded
+from datamodules.table_functions import Functions, TaskPoints, batch, some
 from datamodules.table_rows import IN_MEMORY, Rows, blocks_for, held_out, rows_of
 from npbench.errors import InputError
 from npbench.scaling import Scaling
@@ -20,12 +22,11 @@ from npbench.tables import PointTable
 from npbench.task import Task
 
 _HELD_OUT = Part.VALIDATE, Part.TEST
-# Names of prediction files that are not the data's.
+# Names of prediction files that are not the data's; the last two where each output is a function.
 _RESERVED = "task", "target"
+_RESERVED_OF_EACH = "output", "value"
 # Rows of a global task, or of a figure, times its points: an order of all rows would take long.
 _MANY = 16
-# Inputs and outputs of the context, and of the targets.
-_Points = tuple[Tensor, ...]
 
 
 class TableDataModule(TaskDataModule):
@@ -39,10 +40,14 @@ class TableDataModule(TaskDataModule):
 
     Batches hold the table's own values; `scaling` says what numbers a model makes of them. A row of
     which an output is missing is left out of all tasks: models have masks of points, and none of
-    single outputs.
+    single outputs. With `each_output` every output is a function by itself, for a model of one
+    output: a row is left out of the functions of those outputs that it lacks, and of no others. A
+    batch is then of one output (`Task.output`), whose units are its column's own; an output comes
+    as often in training as it has functions. All outputs of a task, or of a block, are held out
+    together. A test has a set of tasks for each output, by its name.
 
-    Training batch i on rank r is a function of (seed, r, i), and evaluation task i of
-    (eval_seed, i).
+    Training batch i on rank r is a function of (seed, r, i), and evaluation task i (of each output)
+    of (eval_seed, i).
 
     Args:
         path: a `.csv`, `.csv.gz` or `.parquet` file, a folder or a pattern of them, or several; in
@@ -50,6 +55,7 @@ class TableDataModule(TaskDataModule):
         x: columns of the inputs: numbers, dates (see `dates`) or times of day, which are hours.
         y: columns of the outputs.
         task: the column that says to which function a row belongs.
+        each_output: make each output a function by itself, for a model with dim_y=1.
         dates: what dates are as numbers, such as "days since 2020-01-01".
         units: the scalings of columns by name: standard, min-max, log, none, or for inputs that go
             round circular(24), with the period. By default inputs are min-max, outputs standard.
@@ -69,7 +75,8 @@ class TableDataModule(TaskDataModule):
         batch_size: tasks a training step, on each rank.
         eval_batch_size: tasks an evaluation step; it changes no result.
         steps_per_epoch: training batches an epoch; a validation follows each epoch.
-        num_val_tasks: number of fixed validation tasks; the functions come in turn.
+        num_val_tasks: number of fixed validation tasks; the functions come in turn. With
+            `each_output` so many are of each output.
         num_test_tasks: number of fixed test tasks, likewise.
         separator: what stands between the columns of a CSV file, if it is not recognised.
         decimal: what stands before the decimals, likewise.
@@ -97,6 +104,7 @@ class TableDataModule(TaskDataModule):
         x: list[str],
         y: list[str],
         task: str | None = None,
+        each_output: bool = False,
         dates: str | None = None,
         units: dict[str, str] | None = None,
         x_range: tuple[float, float] = (-2.0, 2.0),
@@ -140,7 +148,7 @@ class TableDataModule(TaskDataModule):
                 f"something for training"
             )
         for name in (*x, *y):
-            if name in _RESERVED:
+            if name in _RESERVED or (each_output and name in _RESERVED_OF_EACH):
                 raise InputError(
                     f"a column cannot be called {name}, as one of prediction files is; rename it"
                 )
@@ -161,6 +169,7 @@ class TableDataModule(TaskDataModule):
             files, x, y, separator=separator, decimal=decimal, dates=dates, missing=True
         )
         self.task = task
+        self.each_output = each_output
         self.units = units
         self.x_range = x_range
         self.min_num_context = min_num_context
@@ -177,15 +186,21 @@ class TableDataModule(TaskDataModule):
         self.eval_seed = eval_seed
 
     @cached_property
-    def parts(self) -> dict[Part, "_Functions"]:
-        """The rows for training, validation and test, by function or block."""
-        rows = rows_of(self.path, self.table, self.task)
+    def parts(self) -> dict[Part, list[Functions]]:
+        """The rows for training, validation and test, by function or block: of each output that is
+        a function by itself, or of all outputs together."""
+        rows = rows_of(self.path, self.table, self.task, self.each_output)
         fewest = self.min_num_context + 1
         if self.task is None:
             enough = self.max_num_context + self.max_num_targets
-            rows = rows.in_blocks(blocks_for(len(rows), fewest, enough))
-        sizes = np.bincount(rows.group, minlength=len(rows.names))
-        usable = np.flatnonzero(sizes >= fewest)
+            num_known = int(np.isfinite(rows.y).sum(axis=0).min())
+            rows = rows.in_blocks(blocks_for(num_known, fewest, enough))
+        of_outputs = [rows]
+        if self.each_output:
+            of_outputs = [rows.of_output(index) for index in range(len(self.table.y))]
+        sizes = [np.bincount(each.group, minlength=len(rows.names)) for each in of_outputs]
+        is_usable = np.stack(sizes) >= fewest
+        usable = np.flatnonzero(is_usable.any(axis=0))
         if len(usable) < 3:
             raise InputError(
                 f"{len(usable)} value(s) of {self.task} have {fewest} rows or more with known "
@@ -193,18 +208,36 @@ class TableDataModule(TaskDataModule):
                 f"or name another task column"
             )
         val, test, train = held_out([rows.names[i] for i in usable.tolist()], self.shares)
-        chosen = {Part.TRAIN: train, Part.VALIDATE: val, Part.TEST: test, Part.PREDICT: test}
-        return {part: _Functions(rows, usable[groups]) for part, groups in chosen.items()}
+        parts: dict[Part, list[Functions]] = {}
+        for part, chosen in ((Part.TRAIN, train), (Part.VALIDATE, val), (Part.TEST, test)):
+            held = usable[chosen]
+            groups = [held[of_output[held]] for of_output in is_usable]
+            for name, of_output in zip(self.table.y, groups):
+                if not len(of_output):
+                    raise InputError(
+                        f"{name} has {fewest} values or more in none of the {len(chosen)} "
+                        f"{self.task or 'block'}(s) of part {part.name.lower()}: change the shares "
+                        f"of the parts, lower min_num_context, or leave this output out"
+                    )
+            parts[part] = [Functions(*pair) for pair in zip(of_outputs, groups)]
+        return parts | {Part.PREDICT: parts[Part.TEST]}
 
     @cached_property
     def scaling(self) -> Scaling:
         """The units of the table, fitted on the outputs of the training rows, and on all inputs: a
         model must know where the rows lie that are held out."""
-        x = np.concatenate([self.parts[part].rows.x for part in (Part.TRAIN, *_HELD_OUT)])
-        return Scaling.fit(
-            x, self.parts[Part.TRAIN].rows.y, self.table.x, self.table.y, self.units, self.x_range,
-            self.table.dates,
+        x = [each.rows.x for part in (Part.TRAIN, *_HELD_OUT) for each in self.parts[part]]
+        train = self.parts[Part.TRAIN]
+        others = len(self.table.y) - train[0].rows.y.shape[1]  # outputs that a function lacks
+        y = [
+            np.pad(each.rows.y, ((0, 0), (index, others - index)), constant_values=np.nan)
+            for index, each in enumerate(train)
+        ]
+        scaling = Scaling.fit(
+            np.concatenate(x), np.concatenate(y), self.table.x, self.table.y, self.units,
+            self.x_range, self.table.dates,
         )  # fmt: skip
+        return replace(scaling, each_output=self.each_output)
 
     def setup(self, stage: str) -> None:
         """Read the table, so that what is wrong with it is said before a run begins."""
@@ -212,56 +245,93 @@ class TableDataModule(TaskDataModule):
 
     def training_batch(self, index: int, rank: int = 0) -> Task:
         """The batch of training step `index` on `rank`."""
+        functions = self.parts[Part.TRAIN]
+        with seeded(Part.TRAIN, self.seed, rank, index, -1):  # which draws nothing of the tasks
+            numbers = torch.tensor([float(len(of_output)) for of_output in functions])
+            output = int(torch.multinomial(numbers, 1))
         with seeded(Part.TRAIN, self.seed, rank, index):
-            functions = self.parts[Part.TRAIN]
-            return _batch([self._draw(functions, None) for _ in range(self.batch_size)])
+            tasks = [self._draw(functions[output], None) for _ in range(self.batch_size)]
+        return batch(tasks, self._name(output))
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
-        """The fixed evaluation tasks of these indices."""
+        """The fixed evaluation tasks of these indices: those of the first output come first, and a
+        batch is of the output of its first task."""
+        output, index_there = self._output_of(indices[0], part)
+        first = indices[0] - index_there
+        functions = self.parts[part][output]
         tasks = []
         for index in indices:
-            with seeded(part, self.eval_seed, index):
-                tasks.append(self._draw(self.parts[part], index))
-        return _batch(tasks)
+            with seeded(part, self.eval_seed, index - first):
+                tasks.append(self._draw(functions, index - first))
+        return batch(tasks, self._name(output))
 
     def figure_task(self, index: int = 0) -> Task:
         """A validation task whose targets are all rows of its function, or of a neighbourhood, in
-        the order of the first input."""
-        functions = self.parts[Part.VALIDATE]
+        the order of the first input; outputs that are functions by themselves come in turn."""
+        turn, output = divmod(index, len(self.parts[Part.VALIDATE]))
+        functions = self.parts[Part.VALIDATE][output]
         with seeded(Part.FIGURES, self.eval_seed, index):
-            points = _some(self._candidates(functions, index), _MANY * self.max_num_targets)
+            points = some(self._candidates(functions, turn), _MANY * self.max_num_targets)
             context, _ = self._split(points)
         order = points[np.argsort(functions.rows.x[points, 0], kind="stable")]
-        return _batch([self._task(functions.rows, points, context, order)])
+        return batch([self._task(functions.rows, points, context, order)], self._name(output))
 
     def named_predictions(self, table: pa.Table) -> pa.Table:
         """Predictions with the names of the table's tasks, in a column of the table's name."""
         if self.task is None:
             return table
-        functions = self.parts[Part.PREDICT]
-        names = [functions.name(index) for index in table.column("task").to_pylist()]
+        names = []
+        for number in table.column("task").to_pylist():
+            output, index = self._output_of(number, Part.PREDICT)
+            names.append(self.parts[Part.PREDICT][output].name(index))
         return table.set_column(0, self.task, pa.array(names))
 
     def train_dataloader(self) -> DataLoader:
         return self._training_loader(self.steps_per_epoch)
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_val_tasks, Part.VALIDATE)
+        return self._evaluation_loader(self._starts(Part.VALIDATE)[-1], Part.VALIDATE)
 
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.num_test_tasks, Part.TEST)
+    def test_dataloader(self) -> DataLoader | dict[str, DataLoader]:
+        number = self.num_test_tasks
+        if not self.each_output:
+            return self._evaluation_loader(number, Part.TEST)
+        return {
+            name: self._evaluation_loader(number, Part.TEST, first)
+            for name, first in zip(self.table.y, self._starts(Part.TEST))
+        }
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(len(self.parts[Part.PREDICT].groups), Part.PREDICT)
+        return self._evaluation_loader(self._starts(Part.PREDICT)[-1], Part.PREDICT)
 
-    def _draw(self, functions: "_Functions", index: int | None) -> "_Points":
+    def _name(self, output: int) -> str | None:
+        return self.table.y[output] if self.each_output else None
+
+    def _starts(self, part: Part) -> list[int]:
+        """The index of the first evaluation task of each output, and the number of all tasks."""
+        fixed = {Part.VALIDATE: self.num_val_tasks, Part.TEST: self.num_test_tasks}
+        numbers = (fixed.get(part, len(functions)) for functions in self.parts[part])
+        return [0, *accumulate(numbers)]
+
+    def _output_of(self, index: int, part: Part) -> tuple[int, int]:
+        """The output that an evaluation task is of, and its index among the tasks of this one."""
+        starts = self._starts(part)
+        output = min(bisect_right(starts, index), len(starts) - 1) - 1
+        return output, index - starts[output]
+
+    def _chunks(self, indices: range, part: Part) -> list[range]:
+        """The indices of each evaluation batch, which is of one output."""
+        chunks = []
+        for first, last in pairwise(bisect_left(indices, start) for start in self._starts(part)):
+            chunks += super()._chunks(indices[first:last], part)
+        return chunks
+
+    def _draw(self, functions: Functions, index: int | None) -> TaskPoints:
         """A task from torch's generator: of the function of this index, or of a random one."""
         points = self._candidates(functions, index)
         return self._task(functions.rows, points, *self._split(points))
 
-    def _candidates(
-        self, functions: "_Functions", index: int | None
-    ) -> Int[np.ndarray, "candidates"]:
+    def _candidates(self, functions: Functions, index: int | None) -> Int[np.ndarray, "candidates"]:
         """The rows that a task is drawn from."""
         if self.task is not None:
             return functions.of(index)
@@ -269,7 +339,7 @@ class TableDataModule(TaskDataModule):
         group = functions.everything if index is None else functions.of(index)
         is_local = self.spread == "local" or (self.spread == "both" and torch.rand(()) < 0.5)
         if not is_local:
-            return _some(group, _MANY * (self.max_num_context + self.max_num_targets))
+            return some(group, _MANY * (self.max_num_context + self.max_num_targets))
         low, high = np.log(self.neighbourhood)
         size = round(float(np.exp(low + (high - low) * float(torch.rand(())))))
         return functions.nearest(group, int(torch.randint(len(group), ())), size)
@@ -289,7 +359,7 @@ class TableDataModule(TaskDataModule):
         points: Int[np.ndarray, "candidates"],
         context: Int[np.ndarray, "context"],
         targets: Int[np.ndarray, "target"],
-    ) -> "_Points":
+    ) -> TaskPoints:
         shift = np.zeros(rows.x.shape[1])
         if self.centred:
             ends = (rows.x.min(axis=0) + rows.x.max(axis=0)) / 2
@@ -299,62 +369,3 @@ class TableDataModule(TaskDataModule):
             for chosen in (context, targets)
             for values in (rows.x[chosen] + shift, rows.y[chosen])
         )
-
-
-class _Functions:
-    """The functions or blocks of a part of the data."""
-
-    def __init__(self, rows: Rows, groups: Int[np.ndarray, "groups"]) -> None:
-        self.rows = rows.where(np.isin(rows.group, groups))
-        self.groups = groups
-        self.everything = np.arange(len(self.rows))
-        order = np.argsort(self.rows.group, kind="stable")
-        starts = np.searchsorted(self.rows.group[order], groups)
-        ends = np.searchsorted(self.rows.group[order], groups, side="right")
-        self._of = [order[start:end] for start, end in zip(starts, ends)]
-        width = np.ptp(self.rows.x, axis=0)
-        self._x = self.rows.x / np.where(width > 0, width, 1.0)
-
-    def name(self, index: int) -> str:
-        """Of the function of this index; they come in turn."""
-        return self.rows.names[int(self.groups[index % len(self.groups)])]
-
-    def of(self, index: int | None) -> Int[np.ndarray, "rows"]:
-        """The rows of the function of this index, or of a random one from torch's generator."""
-        if index is None:
-            index = int(torch.randint(len(self.groups), ()))
-        return self._of[index % len(self.groups)]
-
-    def nearest(
-        self, rows: Int[np.ndarray, "rows"], centre: int, number: int
-    ) -> Int[np.ndarray, "nearest"]:
-        """Those of these rows that are nearest to one of them: the largest difference of inputs
-        counts, in their ranges."""
-        if number >= len(rows):
-            return rows
-        x = self._x[rows]
-        distance = np.abs(x - x[centre]).max(axis=1)
-        return rows[np.argpartition(distance, number - 1)[:number]]
-
-
-def _some(rows: Int[np.ndarray, "rows"], most: int) -> Int[np.ndarray, "some"]:
-    """So many of the rows at most, from torch's generator."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.randint(len(rows), (most,)).unique().numpy()]
-
-
-def _batch(tasks: Sequence[_Points]) -> Task:
-    """Tasks of different sizes, with zeros behind the points and masks of the real ones."""
-    padded, masks = [], []
-    for values in zip(*tasks):
-        most = max(len(value) for value in values)
-        padded.append(torch.stack([_padded(value, most) for value in values]))
-        sizes = torch.tensor([len(value) for value in values])
-        masks.append(torch.arange(most) < sizes[:, None])
-    xc, yc, xt, yt = padded
-    return Task(xc, yc, xt, yt, context_mask=masks[0], target_mask=masks[2])
-
-
-def _padded(values: Float[Tensor, "points columns"], number: int) -> Float[Tensor, "most columns"]:
-    return torch.nn.functional.pad(values, (0, 0, 0, number - len(values)))

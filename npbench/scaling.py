@@ -217,6 +217,8 @@ class Scaling:
         x: columns of the inputs, in the order in which values come.
         y: columns of the outputs.
         dates: what dates are as numbers, such as "days since 2020-01-01".
+        each_output: whether each output is a function by itself, for a model of one output: its
+            units are those of the output that a task is of, or that `of_output` chooses.
 
     Example:
         >>> x, y = np.array([[0.0], [10.0]]), np.array([[15.0], [25.0]])
@@ -230,6 +232,7 @@ class Scaling:
     x: tuple[Column, ...]
     y: tuple[Column, ...]
     dates: str | None = None
+    each_output: bool = False
 
     def __post_init__(self) -> None:
         names = [*self.x_names, *self.y_names]
@@ -252,6 +255,7 @@ class Scaling:
             for side, columns in (("x", self.x), ("y", self.y))
         ]
         parts += [] if self.dates is None else [f"dates={self.dates!r}"]
+        parts += ["each_output=True"] if self.each_output else []
         return f"Scaling({', '.join(parts)})"
 
     @classmethod
@@ -333,6 +337,27 @@ class Scaling:
         return sum(column.width for column in self.x)
 
     @property
+    def dim_y(self) -> int:
+        """How many outputs of a model they are the units of."""
+        return 1 if self.each_output else len(self.y)
+
+    def of_output(self, name: str) -> "Scaling":
+        """The units of the same inputs and of one of the outputs.
+
+        Raises:
+            InputError: if no output has this name.
+
+        Example:
+            >>> y = Column("celsius", "standard", 15.0, 10.0), Column("hPa", "standard", 1010.0)
+            >>> Scaling((Column("hour"),), y, each_output=True).of_output("hPa")
+            Scaling(x=[hour: none], y=[hPa: standard])
+        """
+        columns = tuple(column for column in self.y if column.name == name)
+        if not columns:
+            raise InputError(f"there are units of {', '.join(self.y_names)}, and none of {name}")
+        return Scaling(self.x, columns, self.dates)
+
+    @property
     def has_log_output(self) -> bool:
         return any(column.kind == "log" for column in self.y)
 
@@ -379,7 +404,10 @@ class Scaling:
 
     def to_json(self) -> str:
         """A text that `from_json` takes, for the notes of a state file."""
-        return json.dumps(asdict(self))
+        fields = asdict(self)
+        if not self.each_output:  # as releases wrote it that knew of no other
+            del fields["each_output"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> "Scaling":
@@ -416,7 +444,7 @@ class Scaling:
     def _of(cls, fields: Any) -> "Scaling":
         try:
             x, y = (tuple(Column(**column) for column in fields[name]) for name in ("x", "y"))
-            return cls(x, y, fields.get("dates"))
+            return cls(x, y, fields.get("dates"), fields.get("each_output", False))
         except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"there is a scaling that npbench has not written: {error}") from error
 

@@ -12,7 +12,7 @@ Record = TypeVar("Record", bound="TensorRecord")
 
 @dataclass(frozen=True, eq=False)
 class TensorRecord:
-    """A frozen dataclass whose fields are tensors, other records, or None.
+    """A frozen dataclass of tensors and other records; fields of other kinds stay as they are.
 
     Lightning and `DataLoader` move such an object through its own `to` and `pin_memory`. It prints
     as one short line, without its values.

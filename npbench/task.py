@@ -49,7 +49,9 @@ class Task(TensorRecord):
 
     A mask is True where a point is real; None means that all are. `exact` and `bayes` are known of
     synthetic tasks only; `truth` is the function itself at the targets, without the noise of
-    observations, and known of tasks that are made for figures.
+    observations, and known of tasks that are made for figures. `output` is the name of the one
+    output that all tasks of the batch are of, where each output of the data is a function by
+    itself: a model takes them in the units of this output.
 
     Example:
         >>> task = Task(torch.randn(16, 10, 1), torch.randn(16, 10, 1), torch.randn(16, 20, 1))
@@ -68,6 +70,7 @@ class Task(TensorRecord):
     exact: Exact | None = None
     bayes: Bayes | None = None
     truth: Float[Tensor, "batch target dim_y"] | None = None
+    output: str | None = None
 
     @property
     def batch_size(self) -> int:
@@ -119,4 +122,5 @@ class Task(TensorRecord):
             exact=exact,
             bayes=self.bayes,
             truth=None if self.truth is None else padded(self.truth, more_target),
+            output=self.output,
         )

@@ -46,6 +46,24 @@ def run(table: Path) -> Path:
     return root / "version_0"
 
 
+@pytest.fixture(scope="module")
+def run_of_each(table: Path) -> Path:
+    """The folder of a run on two outputs, each a function by itself, of which one is often missing
+    and a thousand times as large."""
+    frame = pd.read_csv(table)
+    frame["sea.hPa"] = np.where(np.arange(len(frame)) % 3, 1000 + frame["hour"], np.nan)
+    root = table.parent / "each"
+    root.mkdir()
+    frame.sample(frac=1, random_state=0).to_csv(root / "mine.csv", index=False)
+    words = ["--config", ROOT / "configs/table/finetune.yaml", "--data.path", root / "mine.csv",
+             "--data.x", "[hour]", "--data.y", "[celsius, sea.hPa]", "--data.task", "day",
+             "--data.each_output", "true", "--data.num_val_tasks", "2",
+             "--data.num_test_tasks", "4", "--data.batch_size", "2", "--trainer.max_steps", "4",
+             "--trainer.accelerator", "cpu", "--trainer.default_root_dir", root]  # fmt: skip
+    assert main(["fit", *map(str, words)]) is None
+    return root / "version_0"
+
+
 def command(name: str, run: Path, *options: str) -> None:
     words = ["--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/last.ckpt"]
     assert main([name, *map(str, words), "--trainer.default_root_dir", str(run / name), *options])\
@@ -87,6 +105,88 @@ def test_metrics_and_predictions_are_in_the_units(run: Path, table: Path) -> Non
     merged = predictions.merge(whole, on=["day", "hour"], suffixes=("", "_there"))
     assert len(merged) == len(predictions)
     np.testing.assert_allclose(merged["celsius"], merged["celsius_there"])
+
+
+def test_outputs_that_are_functions_by_themselves_are_tested_and_predicted_in_their_units(
+    run_of_each: Path,
+) -> None:
+    command("test", run_of_each)
+    metrics = pd.read_csv(run_of_each / "test/version_0/metrics.csv").iloc[-1]
+    # The pressure rises by an hPa an hour, and runs from 1000 to 1024.
+    for name in ("celsius", "sea.hPa"):
+        assert 0.1 < metrics[f"test/rmse/{name}"] < 15
+    assert "test/rmse" not in metrics
+    file = ["--predictions.path", str(run_of_each / "predictions.csv")]
+    command("predict", run_of_each, *file, "--predictions.quantiles", "[0.1]")
+    predictions = pd.read_csv(run_of_each / "predictions.csv")
+    kinds = ["value_mean", "value_std", "value_q0.1"]
+    assert list(predictions) == ["day", "output", "target", "hour", *kinds, "value"]
+    whole = pd.read_csv(run_of_each.parent / "mine.csv").melt(
+        ["day", "hour"], var_name="output", value_name="there"
+    )
+    merged = predictions.merge(whole, on=["day", "hour", "output"])
+    assert len(merged) == len(predictions)
+    np.testing.assert_allclose(merged["value"], merged["there"])
+    of_pressure = predictions[predictions["output"] == "sea.hPa"]
+    assert of_pressure["value_mean"].between(950, 1070).all()
+    days = predictions.groupby("output")["day"].unique().map(set)
+    assert days["sea.hPa"] == days["celsius"]
+
+
+def test_a_model_of_each_output_answers_for_the_output_that_is_named(
+    run_of_each: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = npbench.load(run_of_each)
+    assert model.columns == (["hour"], ["celsius", "sea.hPa"])
+    data, out, state = (
+        str(run_of_each.parent / "mine.csv"),
+        tmp_path / "out.csv",
+        tmp_path / "state",
+    )
+    frame = pd.read_csv(data).dropna().head(12)
+    frame.to_csv(tmp_path / "few.csv", index=False)
+    words = ["condition", "--ckpt", str(run_of_each), "--data", str(tmp_path / "few.csv")]
+    words += ["--out", str(state)]
+    for named in ([], ["--y", "celsius,sea.hPa"]):
+        with pytest.raises(SystemExit):
+            main([*words, *named])
+        assert "celsius, sea.hPa each by itself, in a state of its own: name one" in (
+            capsys.readouterr().err
+        )
+    assert main([*words, "--y", "sea.hPa"]) is None
+    few = ["--targets", str(tmp_path / "few.csv"), "--out", str(out)]
+    assert main(["query", "--state", str(state), *few]) is None
+    x, y = frame[["hour"]].to_numpy(), frame[["celsius", "sea.hPa"]].to_numpy()
+    of_pressure = model.of_output("sea.hPa")
+    with torch.no_grad():
+        expected = of_pressure.marginals(of_pressure.condition(x, y[:, 1:]), x)
+    np.testing.assert_allclose(pd.read_csv(out)["sea.hPa_mean"], expected.mean[0, :, 0], 1e-5)
+    regressor = npbench.NeuralProcessRegressor(str(run_of_each)).fit(x, y)
+    mean, std = regressor.predict(x, return_std=True)
+    np.testing.assert_allclose(mean[:, 1], expected.mean[0, :, 0], 1e-5)
+    np.testing.assert_allclose(std[:, 1], expected.std[0, :, 0], 1e-3)
+    assert (mean[:, 0] < 100).all()
+    words = ["--config", f"{run_of_each}/config.yaml", "--sizes", "9", "9", "2"]
+    words += ["--device", "cpu", "--part", "celsius", "--out", str(tmp_path)]
+    assert main(["compare", "before=gp-1d", f"after={run_of_each}", *words]) is None
+    assert (pd.read_csv(tmp_path / "comparison.csv")["rmse"] < 15).all()
+
+
+def test_a_model_of_two_outputs_does_not_take_each_by_itself(
+    run_of_each: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--config", ROOT / "configs/table/fit.yaml", "--data.path",
+             run_of_each.parent / "mine.csv", "--data.x", "[hour]", "--data.y",
+             "[celsius, sea.hPa]", "--data.task", "day", "--data.each_output", "true",
+             "--trainer.accelerator", "cpu",
+             "--trainer.default_root_dir", run_of_each.parent]  # fmt: skip
+    for options, message in (
+        (["--model.model.dim_y", "2"], "1 of outputs, each of them by itself, for a model with"),
+        (["--model.compile", "true"], "with each_output every output has units of its own"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["fit", *map(str, words), *options])
+        assert message in capsys.readouterr().err
 
 
 def test_a_state_answers_in_the_units_and_under_the_names_of_the_table(

@@ -55,7 +55,7 @@ class PosteriorFigures(FigureCallback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_test_end(trainer, pl_module)
-        tested = dict(pl_module.named_test_metrics) or {"test": pl_module.test_metrics}
+        tested = pl_module.named_test_metrics or {"test": pl_module.test_metrics}
         # All processes take part in adding their counts up.
         counts = {
             name: metrics.pit.compute()
@@ -102,15 +102,15 @@ def posterior_figure(
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=5,
                   fontsize=8, frameon=False)  # fmt: skip
     for axis in axes[-1]:
-        axis.set_xlabel(_names(models)[0])
-    for axis in axes[:, 0]:
-        axis.set_ylabel(_names(models)[1])
+        axis.set_xlabel(_names(models, tasks[-1])[0])
+    for axis, task in zip(axes[:, 0], tasks):
+        axis.set_ylabel(_names(models, task)[1])
     return figure
 
 
-def _names(models: Sequence[NeuralProcess]) -> tuple[str, str]:
+def _names(models: Sequence[NeuralProcess], task: Task) -> tuple[str, str]:
     """What the input and the output are called: as in the data, where a model has its units."""
-    scaling = models[0].scaling
+    scaling = models[0].of_task(task).scaling
     return ("x", "") if scaling is None else (scaling.x_names[0], scaling.y_names[0])
 
 

@@ -67,6 +67,8 @@ def _run(options: Namespace) -> None:
     files = files_in(options.data) if engine is None else []
     check_out(options.out, *files, checkpoint)
     model = checkpoints.load_with_saved_states(checkpoint, made_by).to(options.device)
+    if model.scaling is not None and model.scaling.each_output:
+        model = _of_output(model, options.y)
     x, y = (
         columns_of(model, part, made_by, names) for part, names in zip("xy", (options.x, options.y))
     )
@@ -113,6 +115,20 @@ def _run(options: Namespace) -> None:
     print(f"{rows:,} points absorbed into {options.out}; it answers by")
     out = shlex.quote(str(options.out))
     print(f"  npbench query --state {out} --targets FILE --out predictions.parquet")
+
+
+def _of_output(model: NeuralProcess, named: Sequence[str] | None) -> NeuralProcess:
+    """The model in the units of the output that is named, where it takes each by itself.
+
+    Raises:
+        InputError: if none is named, or several are.
+    """
+    if named is None or len(named) != 1:
+        raise InputError(
+            f"the model takes {', '.join(model.columns[1])} each by itself, in a state of its own: "
+            f"name one of them by --y"
+        )
+    return model.of_output(named[0])
 
 
 def columns_of(

@@ -17,12 +17,11 @@ def by_output(model: NeuralProcess, scaling: Scaling) -> Iterator[tuple[NeuralPr
         InputError: if the model is for another number of outputs.
     """
     number = len(scaling.y)
-    if model.dim_y == number:
+    if model.dim_y == number and not scaling.each_output:
         yield model.scaled(scaling), slice(None)
     elif model.dim_y == 1:
         for index, column in enumerate(scaling.y):
-            of_column = Scaling(scaling.x, (column,), scaling.dates)
-            yield model.scaled(of_column), slice(index, index + 1)
+            yield model.scaled(scaling.of_output(column.name)), slice(index, index + 1)
     else:
         raise InputError(
             f"the model has dim_y={model.dim_y}, and the rows have {number} output(s): one of 1 "

@@ -93,7 +93,9 @@ class TrainingModule(L.LightningModule, ABC):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             self._new_metrics() for _ in range(3)
         )
-        self.named_test_metrics = nn.ModuleDict()
+        # Of several sets of test data: their names, which may be any, and the metrics of each.
+        self._test_names: list[str] = []
+        self._metrics_of_tests = nn.ModuleList()
 
     @classmethod
     def load_from_checkpoint(
@@ -177,20 +179,24 @@ class TrainingModule(L.LightningModule, ABC):
     def on_test_start(self) -> None:
         _reset(self.test_metrics)
         loaders = self.trainer.test_dataloaders
-        names = loaders if isinstance(loaders, dict) else ()
-        metrics = {name: self._new_metrics() for name in names}
-        self.named_test_metrics = nn.ModuleDict(metrics).to(self.device)
+        self._test_names = list(loaders) if isinstance(loaders, dict) else []
+        metrics = [self._new_metrics() for _ in self._test_names]
+        self._metrics_of_tests = nn.ModuleList(metrics).to(self.device)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         metrics, of = self._tested(dataloader_idx)
         self._measure("test", batch, metrics, of)
 
+    @property
+    def named_test_metrics(self) -> dict[str, nn.Module]:
+        """The metrics of each set of test data, where the data module names several."""
+        return dict(zip(self._test_names, self._metrics_of_tests, strict=True))
+
     def _tested(self, dataloader_idx: int) -> tuple[nn.Module, str]:
         """The metrics of a test loader, and what follows their names in logs."""
-        if not self.named_test_metrics:
+        if not self._test_names:
             return self.test_metrics, ""
-        name, metrics = list(self.named_test_metrics.items())[dataloader_idx]
-        return metrics, f"/{name}"
+        return self._metrics_of_tests[dataloader_idx], f"/{self._test_names[dataloader_idx]}"
 
     @property
     def _data(self) -> Any:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import Metric
 
+from npbench.errors import InputError
 from npbench.metrics import ClassificationMetrics, RegressionMetrics, metrics_of
 from npbench.models.contracts.points import Points
 from npbench.models.contracts.process import NeuralProcess, evaluating
@@ -56,7 +57,9 @@ class MetaRegression(TrainingModule):
 
     Where the data module offers the units of its columns, a new run gives them to the model
     (`model.scaling`): all that is logged, drawn and predicted is then in these units, and
-    checkpoints keep them. A model that is evaluated keeps the units that it has.
+    checkpoints keep them. A model that is evaluated keeps the units that it has. Where each output
+    of the data is a function by itself (`Task.output`), every batch is taken, scored and predicted
+    in the units of its output.
 
     Args:
         model: the neural process.
@@ -116,13 +119,19 @@ class MetaRegression(TrainingModule):
         data = self._data
         if isinstance(data, OffersScaling) and (stage == "fit" or self.model.scaling is None):
             self.model.scaling = data.scaling
+        each_output = self.model.scaling is not None and self.model.scaling.each_output
+        if stage == "fit" and self._compiled_loss is not None and each_output:
+            raise InputError(
+                "compile=True makes one graph of the loss, and with each_output every output has "
+                "units of its own: set one of the two to false"
+            )
 
     def training_step(self, task: Task, batch_idx: int) -> Tensor:
         try:
             loss = (self._compiled_loss or self.model.loss)(task)
         except torch.linalg.LinAlgError:  # of values that are too large for its equations
             loss = unusable_loss(self.model.parameters())
-        ranges = _ranges_of(task, self.model.scaling)
+        ranges = _ranges_of(task, self.model.of_task(task).scaling)
         self._step_ranges = _merged(self._step_ranges, ranges)
         self.log("train/loss", loss, prog_bar=True, batch_size=task.batch_size)
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0 and loss.isfinite():
@@ -137,7 +146,7 @@ class MetaRegression(TrainingModule):
             return
         more = min(task.batch_size, _SAMPLED_TASKS - int(metrics.energy_score.count))
         for row in range(more):
-            drawn = joint_samples(self.model, task, row, _NUM_SAMPLES)
+            drawn = joint_samples(self.model.of_task(task), task, row, _NUM_SAMPLES)
             self._log_metrics("test", metrics.update_samples(*drawn), batch_size=1, of=of)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,11 +176,12 @@ class MetaRegression(TrainingModule):
             self.model.watch.ranges = _merged(self.model.watch.ranges, ranges)
 
     def predict_step(self, task: Task, batch_idx: int) -> Prediction:
-        state = self.model.condition(task.xc, task.yc, task.context_mask)
-        marginals = self.model.marginals(state, task.xt, task.target_mask)
+        model = self.model.of_task(task)
+        state = model.condition(task.xc, task.yc, task.context_mask)
+        marginals = model.marginals(state, task.xt, task.target_mask)
         if not self.quantiles:
             return Prediction(*marginals)
-        return Prediction(*marginals, self.model.quantiles(state, task.xt, self.quantiles))
+        return Prediction(*marginals, model.quantiles(state, task.xt, self.quantiles))
 
     def prediction_table(self, task: Task, prediction: Prediction) -> pa.Table:
         """One row for each real target.
@@ -179,15 +189,20 @@ class MetaRegression(TrainingModule):
         Its columns are `task`, `target` (the index in the task), the inputs `x0`, `x1`, …, the
         moments `mean0`, …, `std0`, …, quantiles `q0.05_0`, … if there are any, and the true values
         `y0`, … where they are known. A model with the units of data has their names: inputs and
-        outputs NAME, moments NAME_mean and NAME_std, quantiles NAME_q0.05.
+        outputs NAME, moments NAME_mean and NAME_std, quantiles NAME_q0.05. Where each output is a
+        function by itself, the column `output` has its name, and NAME is `value`.
         """
         shape = task.xt.shape[:2]
         mask = np.ones(shape, bool)
         if task.target_mask is not None:
             mask = task.target_mask.cpu().numpy()
         columns = {name: i[mask] for name, i in zip(("task", "target"), np.indices(shape))}
-        scaling = self.model.scaling
-        x_names, y_names = self.model.columns
+        model = self.model.of_task(task)
+        scaling = model.scaling
+        x_names, y_names = model.columns
+        if task.output is not None:
+            columns = {"task": columns.pop("task"), "output": [task.output] * mask.sum(), **columns}
+            y_names = ["value"]
         answers = {"mean": prediction.mean, "std": prediction.std}
         if prediction.quantiles is not None:
             levels = (f"q{level:g}_" for level in self.quantiles)

@@ -90,10 +90,12 @@ def test_a_task_is_of_one_day_and_its_targets_are_not_in_its_context() -> None:
 
 def test_days_are_held_out_by_their_names_and_each_is_evaluated_in_turn() -> None:
     data = of_days()
-    names = {part: {functions.name(i) for i in range(9)} for part, functions in data.parts.items()}
+    names = {
+        part: {functions.name(i) for i in range(9)} for part, (functions,) in data.parts.items()
+    }
     assert len(names[Part.VALIDATE]) == len(names[Part.TEST]) == 4  # 15 % of 30
     shuffled = of_days(days().sample(frac=1, random_state=0))
-    assert {shuffled.parts[Part.TEST].name(i) for i in range(9)} == names[Part.TEST]
+    assert {shuffled.parts[Part.TEST][0].name(i) for i in range(9)} == names[Part.TEST]
     task = data.evaluation_batch(range(8))
     first, second = outputs(task)[0], outputs(task)[4]
     assert first == second  # the same day, cut into context and targets otherwise
@@ -120,16 +122,16 @@ def test_centred_neighbourhoods_are_in_the_middle_of_the_field() -> None:
 
 def test_an_evaluated_task_of_a_field_lies_in_one_block() -> None:
     data = of_field(spread="global")
-    rows = data.parts[Part.TEST].rows
+    rows = data.parts[Part.TEST][0].rows
     group = dict(zip(rows.y[:, 0], rows.group))
     for values in outputs(data.evaluation_batch(range(20))):
         assert len({group[value] for value in values}) == 1
-    assert sum(map(len, (data.parts[p].rows for p in list(Part)[:3]))) == 3000
+    assert sum(map(len, (data.parts[p][0].rows for p in list(Part)[:3]))) == 3000
 
 
 def test_the_units_are_those_of_the_training_rows() -> None:
     data = of_days(units={"hour": "circular(24)"})
-    train = data.parts[Part.TRAIN].rows
+    train = data.parts[Part.TRAIN][0].rows
     (hour,), (power,) = data.scaling.x, data.scaling.y
     assert (hour.name, hour.kind, hour.scale) == ("hour", "circular", 24)
     assert (power.shift, power.scale) == pytest.approx((train.y.mean(), train.y.std()))
@@ -158,7 +160,7 @@ def test_dates_are_numbers_and_times_are_hours(tmp_path: Path) -> None:
     data = TableDataModule(
         str(tmp_path / "a.csv"), ["when", "clock"], ["y"], dates="hours since 2024-01-01"
     )
-    rows = data.parts[Part.TRAIN].rows
+    rows = data.parts[Part.TRAIN][0].rows
     np.testing.assert_allclose(rows.x[:, 0], rows.y[:, 0] * 1.5)
     np.testing.assert_allclose(rows.x[:, 1], rows.y[:, 0] * 1.5 % 24)
     assert data.scaling.dates == "hours since 2024-01-01"
@@ -172,7 +174,8 @@ def test_a_figure_shows_a_whole_function_in_order() -> None:
 
 def test_duplicated_rows_are_rows() -> None:
     frame = pd.concat([days(), days()])
-    assert len(of_days(frame).parts[Part.TRAIN].rows) == 2 * len(of_days().parts[Part.TRAIN].rows)
+    twice, once = (of_days(each).parts[Part.TRAIN][0].rows for each in (frame, days()))
+    assert len(twice) == 2 * len(once)
 
 
 def test_mistakes_in_a_table_are_said_in_one_sentence(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Literal
 
@@ -73,10 +73,11 @@ class Inputs:
         """
         if task.yt is None:
             raise InputError("the task has no yt: a log-likelihood needs the targets' true values")
-        targets = self._points("xt", task.xt, "yt", task.yt, task.target_mask)
+        inputs = self._of_output(task.output)
+        targets = inputs._points("xt", task.xt, "yt", task.yt, task.target_mask)
         _check_any_target("xt", targets.x)
         _check_no_task_is_empty("target_mask", targets.mask)
-        context = self._points("xc", task.xc, "yc", task.yc, task.context_mask)
+        context = inputs._points("xc", task.xc, "yc", task.yc, task.context_mask)
         check_batch("xt", targets.x, context.x.shape[0], "xc")
         _check_finite({"xt": targets.x, "yt": targets.y, "xc": context.x, "yc": context.y})
         if self.one_hot:
@@ -144,6 +145,12 @@ class Inputs:
                 return
             yield number, chunk
 
+    def _of_output(self, name: str | None) -> "Inputs":
+        """The same in the units of one output, where tasks are of one."""
+        if name is None or self.scaling is None:
+            return self
+        return replace(self, scaling=self.scaling.of_output(name))
+
     def _points(self, x_name: str, x: Any, y_name: str, y: Any, mask: Any) -> Points:
         """The points, of which everything is checked but that their values are finite."""
         x, y, mask = _as_batch(x, y, mask)
@@ -189,6 +196,11 @@ class Inputs:
         if not isinstance(tensor, Tensor | np.ndarray):
             check_no_frame(name, tensor)
             raise InputError(f"{name} must be a tensor, not {type(tensor).__name__}")
+        if self.scaling is not None and self.scaling.each_output:
+            raise InputError(
+                f"the model takes {', '.join(self.scaling.y_names)} each by itself: choose one by "
+                f"model.of_output(NAME), or give tasks of one output (each_output=True)"
+            )
         width = self._dims[part == "y"]
         if tensor.ndim == 3 and tensor.shape[0] and tensor.shape[-1] == width:
             return

@@ -196,12 +196,13 @@ class NeuralProcess(nn.Module, ABC):
     @scaling.setter
     def scaling(self, scaling: Scaling | None) -> None:
         if scaling is not None:
-            if (scaling.dim_x, len(scaling.y)) != (self.dim_x, self.dim_y):
+            if (scaling.dim_x, scaling.dim_y) != (self.dim_x, self.dim_y):
+                each = ", each of them by itself" if scaling.each_output else ""
                 raise InputError(
                     f"the columns {', '.join([*scaling.x_names, *scaling.y_names])} are "
-                    f"{scaling.dim_x} number(s) of inputs and {len(scaling.y)} of outputs, for a "
-                    f"model with dim_x={self.dim_x} and dim_y={self.dim_y}; set these to "
-                    f"{scaling.dim_x} and {len(scaling.y)}, or name other columns"
+                    f"{scaling.dim_x} number(s) of inputs and {scaling.dim_y} of outputs{each}, "
+                    f"for a model with dim_x={self.dim_x} and dim_y={self.dim_y}; set these to "
+                    f"{scaling.dim_x} and {scaling.dim_y}, or name other columns"
                 )
             if self.predicts_classes and any(column.kind != "none" for column in scaling.y):
                 raise InputError(
@@ -228,6 +229,37 @@ class NeuralProcess(nn.Module, ABC):
         model.watch = self.watch.anew()
         model.scaling = scaling
         return model
+
+    def of_output(self: Model, name: str) -> Model:
+        """The same model in the units of one output, where it takes each output by itself.
+
+        It shares its parameters with this one, and warns of no column that this one has warned of.
+
+        Raises:
+            InputError: if the model has no units of such an output.
+
+        Example:
+            >>> from npbench.models import CNP
+            >>> from npbench.scaling import Column, Scaling
+            >>> y = Column("celsius", "standard", 15.0, 10.0), Column("hPa", "standard", 1010.0)
+            >>> model = CNP(dim_x=1, dim_y=1).scaled(Scaling((Column("day"),), y, each_output=True))
+            >>> model.of_output("hPa").columns
+            (['day'], ['hPa'])
+        """
+        if self.scaling is None:
+            raise InputError(f"the model has no units, and so none of {name}")
+        if (scaling := self.scaling.of_output(name)) == self.scaling:
+            return self
+        model = copy.copy(self)
+        model.watch = copy.copy(self.watch)
+        model.scaling = scaling
+        return model
+
+    def of_task(self: Model, task: Task) -> Model:
+        """The model in the units of the output that a batch of tasks is of, if it is of one."""
+        if task.output is None or self.scaling is None:
+            return self
+        return self.of_output(task.output)
 
     @property
     def columns(self) -> tuple[list[str], list[str]]:
@@ -419,6 +451,8 @@ class NeuralProcess(nn.Module, ABC):
     def evaluate(self, task: Task) -> Evaluation:
         """Each task's log-likelihood, and the mean, the standard deviation and the probability
         integral transform at each target."""
+        if (of_output := self.of_task(task)) is not self:
+            return of_output.evaluate(task)
         state, targets = self._conditioned(task)
         evaluation = self._evaluate(state, targets)
         moments: Marginals = Marginals(evaluation.mean, evaluation.std)
@@ -440,6 +474,8 @@ class NeuralProcess(nn.Module, ABC):
 
         Joint and autoregressive models give the joint log-density divided by the number of targets.
         """
+        if (of_output := self.of_task(task)) is not self:
+            return of_output.log_likelihood(task)
         state, targets = self._conditioned(task)
         log_likelihood = self._log_likelihood(state, targets)
         return log_likelihood if self.scaling is None else log_likelihood + self._log_slope(targets)

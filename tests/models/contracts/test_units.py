@@ -1,6 +1,8 @@
 """A model with units takes values in them, and answers in them: the numbers are its own."""
 
 import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,53 @@ def test_a_query_in_units_has_the_density_that_the_log_likelihood_says(name: str
         np.testing.assert_allclose(moments.mean, dist.mean.reshape(task.yt.shape), 1e-4, 1e-4)
         np.testing.assert_allclose(moments.std, dist.stddev.reshape(task.yt.shape), 1e-4, 1e-4)
         assert dist.sample().shape == dist.mean.shape
+
+
+@pytest.mark.parametrize("name", ["CNP", "NP", "SecondMomentNP"])
+def test_a_task_of_one_output_is_taken_in_the_units_of_this_output(name: str) -> None:
+    """By a model of one output that takes each of several by itself."""
+    model, y = small(name, 1, dim_y=1), (Y[0], Column("w", "log", 0.3, 0.5))
+    each = model.scaled(Scaling(X[:1], y, each_output=True))
+    for column in y:
+        alone = model.scaled(Scaling(X[:1], (column,)))
+        context, targets = ((x, z[..., :1]) for x, z in (numbers(1, 7, 0), numbers(1, 5, 1)))
+        task = Task(*values(alone.scaling, *context), *values(alone.scaling, *targets))
+        of_output = replace(task, output=column.name)
+        for method in ("evaluate", "log_likelihood", "loss"):
+            found = []
+            for given, of in ((alone, task), (each, of_output), (alone, of_output)):
+                torch.manual_seed(0)
+                with torch.no_grad():
+                    found.append(getattr(given, method)(of))
+            for other in found[1:]:
+                first = found[0] if isinstance(other, tuple) else [found[0]]
+                for a, b in zip(first, other if isinstance(other, tuple) else [other]):
+                    assert a is b is None or torch.equal(a, b)
+        assert each.of_task(of_output).scaling == each.of_output(column.name).scaling
+        with pytest.raises(InputError, match=r"the model takes u, w each by itself: choose one by"):
+            each.loss(task)
+    x, y = task.xc, task.yc
+    state = alone.condition(x, y)
+    for ask in (lambda: each.condition(x, y), lambda: each.query(state, x)):
+        with pytest.raises(InputError, match=r"model\.of_output\(NAME\)"):
+            ask()
+    with pytest.raises(InputError, match="there are units of u, w, and none of v"):
+        each.of_output("v")
+    with pytest.raises(InputError, match="the model has no units, and so none of u"):
+        model.of_output("u")
+
+
+def test_a_column_that_is_far_is_said_once_whatever_the_output() -> None:
+    model = small("CNP", 1, dim_y=1)
+    one = torch.ones(2, dtype=torch.float64)
+    model.watch.ranges = Ranges(-one, one, 0 * one, one, one[0])
+    each = model.scaled(Scaling((Column("x"),), (Column("a"), Column("b")), each_output=True))
+    x, y = np.array([[50.0]]), np.array([[0.0]])
+    with pytest.warns(DataWarning, match="x runs from 50 to 50"):
+        each.of_output("a").eval().condition(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        each.of_output("b").eval().condition(x, y)
 
 
 @torch.no_grad()
