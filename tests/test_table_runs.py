@@ -138,6 +138,10 @@ def test_a_model_of_each_output_answers_for_the_output_that_is_named(
 ) -> None:
     model = npbench.load(run_of_each)
     assert model.columns == (["hour"], ["celsius", "sea.hPa"])
+    card, mine = tmp_path / "card.md", tmp_path / "mine"
+    card.write_text("Fine-tuned for a test.")
+    assert main(["export", str(run_of_each), "--out", str(mine), "--card", str(card)]) is None
+    assert npbench.load(mine).scaling == model.scaling
     data, out, state = (
         str(run_of_each.parent / "mine.csv"),
         tmp_path / "out.csv",
