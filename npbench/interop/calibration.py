@@ -1,6 +1,6 @@
 """A model's error bars by rows that it has not seen: some single ones, and some whole gaps."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -95,6 +95,10 @@ class Errors(NamedTuple):
     of_means: Float[Tensor, "values components dim_y"]
     std: Float[Tensor, "values components dim_y"]
     log_weight: Float[Tensor, "values components"]
+    of_nothing: Float[Tensor, "values dim_y"]
+    """The errors of the means of predictions from no data."""
+    unknown: Float[Tensor, "values dim_y"]
+    """The standard deviations of these."""
 
 
 def errors_of(
@@ -113,14 +117,21 @@ def errors_of(
     """
     scaling: Any = model.scaling
     inputs, values = scaling.encode_x(torch.from_numpy(x)), scaling.encode_y(torch.from_numpy(y))
-    predicted: Any = model.scaled(None).query(state, inputs[None])
-    mixture = NormalMixture.of(predicted)
-    mean, std, log_weight = (z[0].cpu() for z in (mixture.mean, mixture.std, mixture.log_weight))
-    return Errors(values[:, None] - mean, std, log_weight)
+    bare = model.scaled(None)
+    nothing = bare.condition(torch.zeros(1, 0, model.dim_x), torch.zeros(1, 0, model.dim_y))
+    mixture, prior = (
+        NormalMixture.of(cast(Any, bare.query(known, inputs[None]))).to("cpu")
+        for known in (state, nothing)
+    )
+    mean, std = prior.moments
+    errors = values[:, None] - mixture.mean[0]
+    return Errors(errors, mixture.std[0], mixture.log_weight[0], values - mean[0], std[0])
 
 
 def calibrate(model: NeuralProcess, errors: Errors, counts: Float[Tensor, "values"]) -> None:
     """Give a model, which had no calibration when it predicted, that of these errors.
+
+    Where nothing is known it stays as unsure as it was, or as the values are spread.
 
     Args:
         model: is changed.
@@ -131,4 +142,9 @@ def calibrate(model: NeuralProcess, errors: Errors, counts: Float[Tensor, "value
         InputError: if the model cannot be calibrated.
     """
     like = next(model.parameters())
-    deviations_of(model).calibration = Calibration.fit(*errors, counts).to(like.device, like.dtype)
+    unknown = errors.unknown.double().mean(dim=0)
+    spread = errors.of_nothing.double().square().mean(dim=0).sqrt()
+    calibration = Calibration.fit(
+        *errors[:3], counts, unknown=unknown, least=torch.minimum(unknown, spread)
+    )
+    deviations_of(model).calibration = calibration.to(like.device, like.dtype)

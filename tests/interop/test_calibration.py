@@ -46,6 +46,20 @@ def test_intervals_hold_what_they_say(make: object) -> None:
     np.testing.assert_allclose(again.fit(x[:1000], y[:1000]).predict(x, True)[1][1000:], std, 1e-4)
 
 
+def test_far_from_all_rows_predictions_stay_unsure() -> None:
+    """Of a curve without noise, the rows alone say that deviations are small everywhere."""
+    x = np.linspace(0, 10, 500)[:, None]
+    y = 50 + np.sin(x[:, 0])
+    far = np.array([[40.0]])
+    plain, calibrated = (
+        NeuralProcessRegressor(SecondMomentNP(1, 1), calibrate=calibrate).fit(x, y)
+        for calibrate in (False, True)
+    )
+    with pytest.warns(DataWarning):
+        stds = [float(each.predict(far, return_std=True)[1][0]) for each in (plain, calibrated)]
+    assert stds[1] > 0.9 * min(stds[0], y.std())
+
+
 def test_rows_held_out_are_absorbed_in_the_end() -> None:
     """The means are those of a regressor that saw all rows at once."""
     x, y = field(300)
