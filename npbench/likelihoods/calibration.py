@@ -98,6 +98,7 @@ class Calibration(nn.Module):
 
         def of(parameters: Float[Tensor, "3 dim_y"]) -> "Calibration":
             noise, more = parameters[:2].exp()
+            noise = noise + _LEAST_NOISE  # also of outputs that are predicted exactly
             scale = ((least.square() - noise.square()).clamp(min=0.0) + more.square()).sqrt()
             return cls(noise, scale, _LARGEST_POWER ** parameters[2].tanh(), unknown)
 
@@ -149,7 +150,8 @@ def _take_calibration(
     deviations: Deviations, weights: Mapping[str, Any], prefix: str, *_: Any
 ) -> None:
     """Make room for the calibration that weights to be loaded bring, if they bring one."""
-    parts = [weights[f"{prefix}calibration.{name}"] for name in _PARTS
-             if f"{prefix}calibration.{name}" in weights]  # fmt: skip
-    is_there = len(parts) == len(_PARTS)
-    deviations.calibration = Calibration(*map(torch.zeros_like, parts)) if is_there else None
+    names = [f"{prefix}calibration.{name}" for name in _PARTS]
+    deviations.calibration = None
+    if all(name in weights for name in names):
+        parts = (torch.zeros_like(weights[name]) for name in names)
+        deviations.calibration = Calibration(*parts)

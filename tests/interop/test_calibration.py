@@ -60,6 +60,16 @@ def test_far_from_all_rows_predictions_stay_unsure() -> None:
     assert stds[1] > 0.9 * min(stds[0], y.std())
 
 
+def test_constant_outputs_are_predicted_surely() -> None:
+    x = np.linspace(0, 10, 100)[:, None]
+    with pytest.warns(DataWarning, match="has one value only"):
+        regressor = NeuralProcessRegressor(calibrate=True).fit(x, np.full(100, 7.0))
+    mean, std = regressor.predict(x, return_std=True)
+    np.testing.assert_allclose(mean, 7.0)
+    assert (std > 0).all()
+    assert (std < 0.1).all()
+
+
 def test_rows_held_out_are_absorbed_in_the_end() -> None:
     """The means are those of a regressor that saw all rows at once."""
     x, y = field(300)
