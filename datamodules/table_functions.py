@@ -64,13 +64,6 @@ class Functions:
         return rows[np.argpartition(distance, number - 1)[:number]]
 
 
-def some(rows: Int[np.ndarray, "rows"], most: int) -> Int[np.ndarray, "some"]:
-    """So many of the rows at most, from torch's generator."""
-    if len(rows) <= most:
-        return rows
-    return rows[torch.randint(len(rows), (most,)).unique().numpy()]
-
-
 def batch(tasks: Sequence[TaskPoints], output: str | None = None) -> Task:
     """Tasks of different sizes, with zeros behind the points and masks of the real ones.
 

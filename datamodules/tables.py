@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int
 from torch.utils.data import DataLoader
 
 from datamodules.loading import Part, TaskDataModule, at_least_one
 from datamodules.seeding import seeded
-from datamodules.table_functions import Functions, TaskPoints, batch, some
-from datamodules.table_rows import IN_MEMORY, Rows, blocks_for, held_out, rows_of
+from datamodules.table_draws import Draws
+from datamodules.table_functions import Functions, batch
+from datamodules.table_rows import IN_MEMORY, blocks_for, held_out, rows_of
 from npbench.errors import InputError
 from npbench.scaling import Scaling
 from npbench.tables import PointTable
@@ -25,8 +25,6 @@ _HELD_OUT = Part.VALIDATE, Part.TEST
 # Names of prediction files that are not the data's; the last two where each output is a function.
 _RESERVED = "task", "target"
 _RESERVED_OF_EACH = "output", "value"
-# Rows of a global task, or of a figure, times its points: an order of all rows would take long.
-_MANY = 16
 
 
 class TableDataModule(TaskDataModule):
@@ -137,11 +135,6 @@ class TableDataModule(TaskDataModule):
             num_val_tasks=num_val_tasks,
             num_test_tasks=num_test_tasks,
         )
-        if max_num_context < min_num_context:
-            raise InputError(
-                f"max_num_context={max_num_context} must not be below "
-                f"min_num_context={min_num_context}"
-            )
         if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
             raise InputError(
                 f"val_share={val_share} and test_share={test_share} must be above 0, and leave "
@@ -154,15 +147,10 @@ class TableDataModule(TaskDataModule):
                 )
         if both := set(x) & {*y, task} or set(y) & {task}:
             raise InputError(f"column {min(map(str, both))} is named for two purposes")
-        if spread not in ("local", "global", "both"):
-            raise InputError(f'spread={spread!r} must be "local", "global" or "both"')
-        largest = max_num_context + max_num_targets
-        self.neighbourhood = (largest, 16 * largest) if neighbourhood is None else neighbourhood
-        if not min_num_context < self.neighbourhood[0] <= self.neighbourhood[1]:
-            raise InputError(
-                f"neighbourhood={self.neighbourhood} must go from more rows than "
-                f"min_num_context={min_num_context} to as many or more"
-            )
+        self.draws = Draws(
+            task is None, min_num_context, max_num_context, max_num_targets, spread, neighbourhood,
+            centred,
+        )  # fmt: skip
         self.path = path
         files = path if isinstance(path, str | list | tuple) else IN_MEMORY
         self.table = PointTable(
@@ -172,11 +160,6 @@ class TableDataModule(TaskDataModule):
         self.each_output = each_output
         self.units = units
         self.x_range = x_range
-        self.min_num_context = min_num_context
-        self.max_num_context = max_num_context
-        self.max_num_targets = max_num_targets
-        self.spread = spread
-        self.centred = centred
         self.shares = val_share, test_share
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -190,11 +173,10 @@ class TableDataModule(TaskDataModule):
         """The rows for training, validation and test, by function or block: of each output that is
         a function by itself, or of all outputs together."""
         rows = rows_of(self.path, self.table, self.task, self.each_output)
-        fewest = self.min_num_context + 1
+        fewest = self.draws.fewest
         if self.task is None:
-            enough = self.max_num_context + self.max_num_targets
             num_known = int(np.isfinite(rows.y).sum(axis=0).min())
-            rows = rows.in_blocks(blocks_for(num_known, fewest, enough))
+            rows = rows.in_blocks(blocks_for(num_known, fewest, self.draws.most))
         of_outputs = [rows]
         if self.each_output:
             of_outputs = [rows.of_output(index) for index in range(len(self.table.y))]
@@ -250,7 +232,7 @@ class TableDataModule(TaskDataModule):
             numbers = torch.tensor([float(len(of_output)) for of_output in functions])
             output = int(torch.multinomial(numbers, 1))
         with seeded(Part.TRAIN, self.seed, rank, index):
-            tasks = [self._draw(functions[output], None) for _ in range(self.batch_size)]
+            tasks = [self.draws.task(functions[output]) for _ in range(self.batch_size)]
         return batch(tasks, self._name(output))
 
     def evaluation_batch(self, indices: range, part: Part = Part.TEST) -> Task:
@@ -262,7 +244,7 @@ class TableDataModule(TaskDataModule):
         tasks = []
         for index in indices:
             with seeded(part, self.eval_seed, index - first):
-                tasks.append(self._draw(functions, index - first))
+                tasks.append(self.draws.task(functions, index - first))
         return batch(tasks, self._name(output))
 
     def figure_task(self, index: int = 0) -> Task:
@@ -271,10 +253,7 @@ class TableDataModule(TaskDataModule):
         turn, output = divmod(index, len(self.parts[Part.VALIDATE]))
         functions = self.parts[Part.VALIDATE][output]
         with seeded(Part.FIGURES, self.eval_seed, index):
-            points = some(self._candidates(functions, turn), _MANY * self.max_num_targets)
-            context, _ = self._split(points)
-        order = points[np.argsort(functions.rows.x[points, 0], kind="stable")]
-        return batch([self._task(functions.rows, points, context, order)], self._name(output))
+            return batch([self.draws.figure(functions, turn)], self._name(output))
 
     def named_predictions(self, table: pa.Table) -> pa.Table:
         """Predictions with the names of the table's tasks, in a column of the table's name."""
@@ -325,47 +304,3 @@ class TableDataModule(TaskDataModule):
         for first, last in pairwise(bisect_left(indices, start) for start in self._starts(part)):
             chunks += super()._chunks(indices[first:last], part)
         return chunks
-
-    def _draw(self, functions: Functions, index: int | None) -> TaskPoints:
-        """A task from torch's generator: of the function of this index, or of a random one."""
-        points = self._candidates(functions, index)
-        return self._task(functions.rows, points, *self._split(points))
-
-    def _candidates(self, functions: Functions, index: int | None) -> Int[np.ndarray, "candidates"]:
-        """The rows that a task is drawn from."""
-        if self.task is not None:
-            return functions.of(index)
-        # A neighbourhood of rows that are held out must lie in one block.
-        group = functions.everything if index is None else functions.of(index)
-        is_local = self.spread == "local" or (self.spread == "both" and torch.rand(()) < 0.5)
-        if not is_local:
-            return some(group, _MANY * (self.max_num_context + self.max_num_targets))
-        low, high = np.log(self.neighbourhood)
-        size = round(float(np.exp(low + (high - low) * float(torch.rand(())))))
-        return functions.nearest(group, int(torch.randint(len(group), ())), size)
-
-    def _split(
-        self, points: Int[np.ndarray, "candidates"]
-    ) -> tuple[Int[np.ndarray, "context"], Int[np.ndarray, "target"]]:
-        """Random ones as context, and of the others as targets."""
-        points = points[torch.randperm(len(points)).numpy()]
-        most = min(self.max_num_context, len(points) - 1)
-        number = int(torch.randint(self.min_num_context, most + 1, ()))
-        return points[:number], points[number : number + self.max_num_targets]
-
-    def _task(
-        self,
-        rows: Rows,
-        points: Int[np.ndarray, "candidates"],
-        context: Int[np.ndarray, "context"],
-        targets: Int[np.ndarray, "target"],
-    ) -> TaskPoints:
-        shift = np.zeros(rows.x.shape[1])
-        if self.centred:
-            ends = (rows.x.min(axis=0) + rows.x.max(axis=0)) / 2
-            shift = ends - (rows.x[points].min(axis=0) + rows.x[points].max(axis=0)) / 2
-        return tuple(
-            torch.from_numpy(values)
-            for chosen in (context, targets)
-            for values in (rows.x[chosen] + shift, rows.y[chosen])
-        )
