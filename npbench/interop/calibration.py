@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.distributions import Normal
 
 from npbench.errors import InputError
 from npbench.likelihoods import Calibration, Deviations, NormalMixture
@@ -22,7 +23,7 @@ _LARGEST_GAP, _OF_GAP, _OF_KIND = 0.02, 20, 2000
 
 
 class HeldOut(NamedTuple):
-    """Rows that a model is calibrated by before it absorbs them."""
+    """Rows that a model predicts before it absorbs them."""
 
     is_held: Bool[np.ndarray, "rows"]
     predicted: Int[np.ndarray, "some"]
@@ -32,7 +33,7 @@ class HeldOut(NamedTuple):
 
 
 def hold_out(x: Float[np.ndarray, "rows dim_x"]) -> HeldOut:
-    """Choose rows to calibrate by, the same ones for the same inputs.
+    """Choose rows to judge a model by, the same ones for the same inputs.
 
     Rows of one input are held out together, as each would betray the others. A twentieth of the
     inputs are held out one by one, and up to a tenth in gaps: those nearest to one of them, from 1
@@ -99,6 +100,12 @@ class Errors(NamedTuple):
     """The errors of the means of predictions from no data."""
     unknown: Float[Tensor, "values dim_y"]
     """The standard deviations of these."""
+
+    def log_density(self) -> Float[Tensor, "values"]:
+        """Of each value, in float64."""
+        of_means, std = self.of_means.double(), self.std.double()
+        log_prob = Normal(0.0, std, validate_args=False).log_prob(of_means).sum(dim=-1)
+        return (self.log_weight.double() + log_prob).logsumexp(dim=-1)
 
 
 def errors_of(

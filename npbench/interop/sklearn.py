@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,25 +23,21 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
 
-from npbench.blocks import InferredNoise
 from npbench.errors import DataWarning, InputError
 from npbench.interop.calibration import Errors, calibrate, deviations_of, errors_of, hold_out
 from npbench.interop.fine_tuning import fine_tuned
 from npbench.interop.frames import check_columns, check_sizes
 from npbench.interop.outputs import by_output
-from npbench.models import LocatedCMANP, NeuralProcess, SecondMomentNP
+from npbench.interop.sources import AUTO, candidates, default_name, trained
+from npbench.models import LocatedCMANP, NeuralProcess
 from npbench.models.contracts import ForgettingProcess, MergingProcess, SavedState, State
 from npbench.models.contracts.constant_memory import ConstantMemoryState
 from npbench.models.contracts.process import evaluating
 from npbench.models.contracts.state_files import read_notes
 from npbench.point_files import DateUnit
-from npbench.pretrained import export, find, load, names
+from npbench.pretrained import export, find, load
 from npbench.scaling import Column, Scaling, shown_ends
 
-# What the prior is made of for numbers of inputs that no model is trained for.
-_PRIOR = {"num_features": 96, "num_heads": 6, "noise": InferredNoise(), "corrected": False}
-# Lengths of the prior's functions, of inputs from −2 to 2: of one, and of d times √d.
-_LENGTHS_OF_ONE, _LENGTHS = (0.05, 4.0), (0.3, 4.0)
 # Rows for each place of a state whose resolution follows the data.
 _ROWS_OF_PLACE = 4
 # Inputs beyond this share of the width of what was fitted are far outside.
@@ -75,7 +71,9 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         model: a `NeuralProcess`, or what `npbench.load` takes: a name, or a path. By default it is
             the model that comes with npbench for so many inputs, such as "gp-1d"; or, where there
             is none, a Bayesian regression on random Fourier features, whose lengths and noise are
-            weighed by their evidence (`SecondMomentNP` as it is initialised).
+            weighed by their evidence (`SecondMomentNP` as it is initialised). "auto" takes the one
+            of all that come with npbench for so many inputs under which some of the first rows,
+            single ones and whole gaps, are most likely, before it absorbs them.
         units: the scalings of columns by name, such as {"hour": "circular(24)"}; by default inputs
             are "min-max" and outputs "standard". Arrays have the columns x0, x1, … and y0, ….
         scaling: the units themselves, if they are not to be fitted on the first rows; by default
@@ -102,6 +100,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         random_state: of `fine_tune`, and of `sample_y` unless it is told another.
 
     Attributes:
+        chosen_: the name of the model that "auto" has taken.
         scaling_: the units of the columns.
         model_: the model in its own numbers.
         n_features_in_: number of inputs.
@@ -166,31 +165,41 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         self._dates: str | None = None
         x, y = self._rows(X, y, reset=True)
         self._parts = []
-        self.tiles_ = self._chosen_tiles(*x.shape)
-        self._choose_units(x, y)
-        trained = self._trained_model(x.shape[1])
+        if self._is_auto:
+            self.chosen_ = self._best_name(x, y)
+        self._begin(x, y)
+        model = self._trained_model(x.shape[1])
         later: Any = None
         if self.calibrate:
-            trained, later = deepcopy(trained), hold_out(self._numbers(x, y)[0].numpy())
-            deviations_of(trained).calibration = None
+            model, later = deepcopy(model), hold_out(self._numbers(x, y)[0].numpy())
+            deviations_of(model).calibration = None
         first = slice(None) if later is None else ~later.is_held
         if self.fine_tune:
             numbers, seed = self._numbers(x[first], y[first]), self._seed(self.random_state)
             window = None
             if self.tiles_ != 1:
-                window = trained.watch.input_ends()
-            trained = fine_tuned(
-                deepcopy(trained), *numbers, self.fine_tune, self.learning_rate, seed, window
+                window = model.watch.input_ends()
+            model = fine_tuned(
+                deepcopy(model), *numbers, self.fine_tune, self.learning_rate, seed, window
             )
-        self.model_ = self._moved(trained)
-        self._parts = [
-            _Part(model, self._absorb(model, *_known(x[first], y[first][:, outputs])), outputs)
-            for model, outputs in self._models()
-        ]
+        self._condition(model, x[first], y[first])
         if later is not None:
-            self._calibrate(x[later.predicted], y[later.predicted], later.weight)
+            counted = self._errors(x[later.predicted], y[later.predicted], later.weight)
+            calibrate(self.model_, *counted)
             self._absorb_more(x[later.is_held], y[later.is_held])
         return self
+
+    def _begin(self, x: np.ndarray, y: np.ndarray) -> None:
+        """The resolution and the units, by the first rows."""
+        self.tiles_ = self._chosen_tiles(*x.shape)
+        self._choose_units(x, y)
+
+    def _condition(self, model: NeuralProcess, x: np.ndarray, y: np.ndarray) -> None:
+        self.model_ = self._moved(model)
+        self._parts = [
+            _Part(each, self._absorb(each, *_known(x, y[:, outputs])), outputs)
+            for each, outputs in self._models()
+        ]
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> "NeuralProcessRegressor":
         """Absorb more rows: the same as fitting on all of them at once, in the units of the first.
@@ -380,7 +389,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         if any(not isinstance(part.state, SavedState) for part in self._parts):
             raise InputError(f"states of {type(self.model_).__name__} are not kept in files")
-        source = self.model if self.model is not None else self._default(self.n_features_in_)
+        source = self._source(self.n_features_in_)
         is_as_loaded = not self.fine_tune and not self.calibrate and self.tiles_ == 1
         if isinstance(source, str | os.PathLike) and is_as_loaded:
             checkpoint = find(source)
@@ -560,7 +569,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     def _given_scaling(self) -> Scaling | None:
         """The units that are not to be fitted: the regressor's own, or those of a model."""
-        if self.scaling is not None or self.model is None:
+        if self.scaling is not None or self.model is None or self._is_auto:
             return self.scaling
         model = self.model if isinstance(self.model, NeuralProcess) else load(self.model)
         return model.scaling
@@ -572,9 +581,37 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
 
     # The model and its states.
 
-    def _default(self, num_inputs: int) -> str | None:
-        name = f"gp-{num_inputs}d"
-        return name if name in names() else None
+    @property
+    def _is_auto(self) -> bool:
+        return isinstance(self.model, str) and self.model == AUTO
+
+    def _source(self, num_inputs: int) -> NeuralProcess | str | os.PathLike | None:
+        """The model, or where it is; None is the prior."""
+        source = self.chosen_ if self._is_auto else self.model
+        return default_name(num_inputs) if source is None else source
+
+    def _best_name(self, x: np.ndarray, y: np.ndarray) -> str | None:
+        """The model under which rows that it has not absorbed are most likely; the default one
+        where too few rows can be held out, or where no model takes the other arguments."""
+        known = candidates(x.shape[1])
+        found: dict[str, float] = {}
+        for name in known if len(known) > 1 else ():
+            trial = copy(self)
+            trial.chosen_ = name
+            try:
+                found[name] = trial._held_out_density(x, y)
+            except InputError:
+                continue
+        return max(found, key=found.__getitem__, default=known[0] if known else None)
+
+    def _held_out_density(self, x: np.ndarray, y: np.ndarray) -> float:
+        """The log-density of values that are held out, in the model's numbers."""
+        self._begin(x, y)
+        later = hold_out(self._numbers(x, y)[0].numpy())
+        first = ~later.is_held
+        self._condition(self._trained_model(x.shape[1]), x[first], y[first])
+        errors, counts = self._errors(x[later.predicted], y[later.predicted], later.weight)
+        return float((counts * errors.log_density()).sum() / counts.sum())
 
     def _chosen_tiles(self, num_rows: int, num_inputs: int) -> float:
         if self.tiles != "auto":
@@ -603,17 +640,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         return move(*_stretched(low, high, self.tiles_))
 
     def _trained_model(self, num_inputs: int) -> NeuralProcess:
-        source = self.model if self.model is not None else self._default(num_inputs)
-        if isinstance(source, NeuralProcess):
-            return source.scaled(None)
-        if source is not None:
-            return load(source).scaled(None)
         dim_x = self.scaling_.dim_x if hasattr(self, "scaling_") else num_inputs
-        lengths = _LENGTHS_OF_ONE if dim_x == 1 else _LENGTHS
-        low, high = (length * dim_x**0.5 for length in lengths)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return SecondMomentNP(dim_x, 1, lengths=(low, high), **_PRIOR).eval()
+        return trained(self._source(num_inputs), dim_x)
 
     def _models(self) -> Iterator[tuple[NeuralProcess, slice]]:
         """The model in the units of each output that is a task, and which it is."""
@@ -627,8 +655,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                 raise InputError(f"states of {type(model).__name__} have no ledger")
             return self._kept(model.condition(x, y))
 
-    def _calibrate(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
-        """Correct the model's deviations by rows that it has not absorbed."""
+    def _errors(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[Errors, Tensor]:
+        """Those at rows that are not absorbed, and how much each value counts."""
         errors, counts = [], []
         for model, state, outputs in self._parts:
             known = np.isfinite(y[:, outputs]).all(axis=1)
@@ -637,10 +665,8 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
                     errors.append(errors_of(model, state, x[known], y[known][:, outputs]))
                 counts.append(torch.from_numpy(weight[known]))
         if not errors:
-            raise InputError("the outputs of all rows that calibrate=True holds out are missing")
-        calibrate(
-            self.model_, Errors(*map(torch.cat, zip(*errors, strict=True))), torch.cat(counts)
-        )
+            raise InputError("the outputs of all rows that are held out are missing")
+        return Errors(*map(torch.cat, zip(*errors, strict=True))), torch.cat(counts)
 
     def _kept(self, state: Any) -> Any:
         """The state in the precision that it is kept in."""
@@ -657,7 +683,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         for column, values in zip((*self.scaling_.x, *self.scaling_.y), (*x.T, *y.T), strict=True):
             _check_logarithm(column, values)
         scaling = self.scaling_
-        return scaling.encode_x(torch.from_numpy(x)), scaling.encode_y(torch.from_numpy(y))
+        return scaling.encode_x(torch.tensor(x)), scaling.encode_y(torch.tensor(y))
 
     def _predicted(
         self, part: _Part, x: np.ndarray, quantiles: Sequence[float] | None
