@@ -164,7 +164,7 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         """
         self._dates: str | None = None
         x, y = self._rows(X, y, reset=True)
-        self._parts = []
+        self._parts: list[_Part] = []
         if self._is_auto:
             self.chosen_ = self._best_name(x, y)
         self._begin(x, y)
