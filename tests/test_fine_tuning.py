@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.fine_tuning.functions import DATA, split
 from benchmarks.fine_tuning.scores import standard_error
-from benchmarks.related_functions import DATA, split
 
 
 @pytest.mark.parametrize("name", DATA)

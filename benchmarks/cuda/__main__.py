@@ -62,14 +62,18 @@ def main() -> None:
     for title in options.parts:
         part = parts[title]
         start, rows = time.perf_counter(), []
+        report[title] = rows
         for row in part():
             rows.append(row)
             print(title, *(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}"
                            for k, v in row.items()), flush=True)  # fmt: skip
-            report[title] = rows
             (options.out / "cuda.json").write_text(json.dumps(report, indent=1))
         print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
-    tables = [f"## {title}\n\n{markdown(pd.DataFrame(report[title]))}" for title in options.parts]
+    tables = [
+        f"## {title}\n\n{markdown(pd.DataFrame(rows))}"
+        for title in options.parts
+        if (rows := report[title])
+    ]
     (options.out / "cuda.md").write_text("\n\n".join([f"# {name}", *tables]) + "\n")
     wrong = [
         row for row in report.get("correctness", []) if not row["largest_difference"] <= TOLERANCE

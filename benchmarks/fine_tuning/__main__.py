@@ -28,10 +28,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.fine_tuning.functions import DATA, split
 from benchmarks.fine_tuning.methods import AS_IT_COMES, SCRATCH, methods
 from benchmarks.fine_tuning.report import draw, show
 from benchmarks.fine_tuning.scores import gain, score, summary
-from benchmarks.related_functions import DATA, split
 from npbench.messages import quieten
 
 _OUT = Path("runs/benchmarks")

@@ -10,8 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
 
+from benchmarks.fine_tuning.functions import Case, Values
 from benchmarks.fine_tuning.scores import TAILS, Method, Scores
-from benchmarks.related_functions import Case, Values
 from datamodules import TableDataModule
 from npbench.scaling import Column
 

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 
 import npbench
+from benchmarks.fine_tuning.functions import Case, Functions
 from benchmarks.fine_tuning.gaussian_process import fitted_kernel, gaussian_process
 from benchmarks.fine_tuning.scores import TAILS, Method, Scores
-from benchmarks.related_functions import Case, Functions
 from datamodules import TableDataModule
 from npbench.models import NeuralProcess
 from npbench.models.contracts.process import evaluating

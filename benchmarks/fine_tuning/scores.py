@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from benchmarks.related_functions import Case, Values
+from benchmarks.fine_tuning.functions import Case, Values
 
 # The central 95 % interval lies between these quantiles.
 TAILS = 0.025, 0.975

@@ -1,4 +1,4 @@
-"""Tables of many related functions, and which of them are held out, for `fine_tuning`."""
+"""Tables of many related functions, and which of them are held out."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
