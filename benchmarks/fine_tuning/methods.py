@@ -32,7 +32,7 @@ def methods(
         test_share=0.01, max_num_context=functions.most_given, max_num_targets=24,
         seed=options.seed,
     )  # fmt: skip
-    trainings = {SCRATCH: (False, 0.01), TUNED: (True, 0.005)}
+    trainings = {SCRATCH: (False, 0.01), TUNED: (True, options.rate)}
     yield AS_IT_COMES, 0, lambda: trained(options.model, True, 0, 0.0, data)
     for steps in options.steps:
         for name, (pretrained, rate) in trainings.items():

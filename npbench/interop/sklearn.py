@@ -40,6 +40,8 @@ from npbench.scaling import Column, Scaling, shown_ends
 
 # Rows for each place of a state whose resolution follows the data.
 _ROWS_OF_PLACE = 4
+# Rows of one input beyond which the default model may resolve less than they do.
+_MANY_ROWS = 1000
 # Inputs beyond this share of the width of what was fitted are far outside.
 _FAR = 0.25
 # Rows that are predicted at a time.
@@ -161,12 +163,23 @@ class NeuralProcessRegressor(RegressorMixin, BaseEstimator):
         Raises:
             InputError: (a ValueError) on rows that cannot be taken, and if the model is for other
                 numbers of inputs or outputs.
+
+        Warns:
+            DataWarning: if no model is named for a long series.
         """
         self._dates: str | None = None
         x, y = self._rows(X, y, reset=True)
         self._parts: list[_Part] = []
         if self._is_auto:
             self.chosen_ = self._best_name(x, y)
+        elif self.model is None and x.shape[1] == 1 and len(x) > _MANY_ROWS:
+            warnings.warn(
+                f"gp-1d, the default, may resolve less than {len(x):,} rows do: "
+                f'NeuralProcessRegressor("auto") tries other models too, and "gp-1d" by its name '
+                f"does not warn",
+                DataWarning,
+                stacklevel=2,
+            )
         self._begin(x, y)
         model = self._trained_model(x.shape[1])
         later: Any = None
