@@ -23,6 +23,7 @@ mutant and a kind of cells). Leaves `runs/benchmarks/fine_tuning.csv`.
 """
 
 import argparse
+import json
 import logging
 import time
 from pathlib import Path
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--model", default="gp-1d")
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 150, 500])
     parser.add_argument("--rate", type=float, default=0.005, help="at which it is fine-tuned")
+    parser.add_argument(
+        "--lr_factors", type=json.loads, help="of its parts, then: '{\"pack\": 0.1}'"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--functions", type=int, help="to learn, at the most; by default all")
     parser.add_argument("--figure", type=Path, help="where to draw the gain against steps")

@@ -32,21 +32,25 @@ def methods(
         test_share=0.01, max_num_context=functions.most_given, max_num_targets=24,
         seed=options.seed,
     )  # fmt: skip
-    trainings = {SCRATCH: (False, 0.01), TUNED: (True, options.rate)}
-    yield AS_IT_COMES, 0, lambda: trained(options.model, True, 0, 0.0, data)
+    yield AS_IT_COMES, 0, lambda: trained(options.model, data, 0)
     for steps in options.steps:
-        for name, (pretrained, rate) in trainings.items():
-            yield (
-                name,
-                steps,
-                lambda p=pretrained, n=steps, r=rate: trained(options.model, p, n, r, data),
-            )
+        yield SCRATCH, steps, lambda n=steps: trained(options.model, data, n, pretrained=False)
+        yield (
+            TUNED,
+            steps,
+            lambda n=steps: trained(options.model, data, n, options.rate, options.lr_factors),
+        )
     yield OF_EACH, 0, lambda: gaussian_process(data, None)
     yield OF_ALL, 0, lambda: gaussian_process(data, fitted_kernel(data))
 
 
 def trained(
-    name: str, pretrained: bool, steps: int, learning_rate: float, data: TableDataModule
+    name: str,
+    data: TableDataModule,
+    steps: int,
+    learning_rate: float = 0.01,
+    lr_factors: dict[str, float] | None = None,
+    pretrained: bool = True,
 ) -> Method:
     """The model after so many steps on the functions to learn."""
     torch.manual_seed(data.seed)
@@ -56,7 +60,7 @@ def trained(
     if steps:
         module = MetaRegression(
             model, lambda p: MuonAdam(p, lr=learning_rate, adam_lr=1e-3), decay="linear",
-            warmup_steps=steps // 10,
+            warmup_steps=steps // 10, lr_factors=lr_factors,
         )  # fmt: skip
         quiet = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
         trainer = L.Trainer(
