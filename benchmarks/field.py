@@ -21,7 +21,7 @@ import time
 import numpy as np
 from matplotlib.cbook import get_sample_data
 
-from benchmarks.regressors import Method, Split, baselines, compare, regressor
+from benchmarks.regressors import Split, add_options, compare, methods_of
 from benchmarks.streaming import peak_kilobytes
 
 _BLOCK = 24
@@ -34,12 +34,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[50_000])
     parser.add_argument("--repeats", type=int, default=1, help="readings of each site")
     parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of a reading")
-    parser.add_argument("--model", nargs="*", default=["gp-2d"], help="of the regressor")
-    parser.add_argument("--fine_tune", type=int, nargs="+", default=[0])
-    parser.add_argument("--calibrate", action="store_true", help="by rows that are held out, too")
-    parser.add_argument("--float16", action="store_true", help="the regressor's states too")
     parser.add_argument("--queries", type=int, help="take time and memory of so many")
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser, ["gp-2d"])
     options = parser.parse_args()
     for rows in options.rows:
         readings = rows * options.repeats
@@ -51,19 +47,6 @@ def main() -> None:
             continue
         train, tests = field(rows, options.repeats, options.noise, options.seed)
         compare(methods_of(options), train, tests, options.noise)
-
-
-def methods_of(options: argparse.Namespace) -> dict[str, Method]:
-    methods = baselines()
-    for model in options.model:
-        for steps in options.fine_tune:
-            name = f"{model}, fine-tuned for {steps} steps" if steps else model
-            methods[name] = regressor(model, steps)
-            if options.calibrate:
-                methods[f"{name}, calibrated"] = regressor(model, steps, calibrate=True)
-            if options.float16:
-                methods[f"{name}, in float16"] = regressor(model, steps, state_dtype="float16")
-    return methods
 
 
 def at_scale(name: str, rows: int, options: argparse.Namespace) -> str:

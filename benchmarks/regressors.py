@@ -1,7 +1,8 @@
 """Regressors with error bars, which are compared on one table."""
 
+import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,29 @@ def baselines() -> dict[str, Method]:
         f"GP on {_SUBSET:,} sites": subset,
         f"GP on the {_NEIGHBOURS} nearest": local,
     }
+
+
+def add_options(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:
+    """What `methods_of` takes; the models are those that are compared by default."""
+    parser.add_argument("--model", nargs="*", default=models, help="of the regressor")
+    parser.add_argument("--fine_tune", type=int, nargs="+", default=[0])
+    parser.add_argument("--calibrate", action="store_true", help="by rows that are held out, too")
+    parser.add_argument("--float16", action="store_true", help="the regressor's states too")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def methods_of(options: argparse.Namespace) -> dict[str, Method]:
+    """The baselines, and the regressors that the options say."""
+    methods = baselines()
+    for model in options.model:
+        for steps in options.fine_tune:
+            name = f"{model}, fine-tuned for {steps} steps" if steps else model
+            methods[name] = regressor(model, steps)
+            if options.calibrate:
+                methods[f"{name}, calibrated"] = regressor(model, steps, calibrate=True)
+            if options.float16:
+                methods[f"{name}, in float16"] = regressor(model, steps, state_dtype="float16")
+    return methods
 
 
 def compare(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.regressors import Method, Split, baselines, compare, regressor
+from benchmarks.regressors import Split, add_options, compare, methods_of
 
 # Readings in a span, and most of a kind that are asked for.
 _SPAN, _ASKED = 24, 4000
@@ -25,26 +25,12 @@ _SPAN, _ASKED = 24, 4000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", help="first ones; by default all")
-    parser.add_argument("--model", nargs="*", default=["gp-1d", "gp-1d-located", "auto"])
-    parser.add_argument("--fine_tune", type=int, nargs="+", default=[0])
-    parser.add_argument("--calibrate", action="store_true", help="by rows that are held out, too")
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser, ["gp-1d", "gp-1d-located", "auto"])
     options = parser.parse_args()
     for rows in options.rows or [None]:
         train, tests = series(rows, options.seed)
         print(f"\n{len(train.x):,} readings", flush=True)
         compare(methods_of(options), train, tests)
-
-
-def methods_of(options: argparse.Namespace) -> dict[str, Method]:
-    methods = baselines()
-    for model in options.model:
-        for steps in options.fine_tune:
-            name = f"{model}, fine-tuned for {steps} steps" if steps else model
-            methods[name] = regressor(model, steps)
-            if options.calibrate:
-                methods[f"{name}, calibrated"] = regressor(model, steps, calibrate=True)
-    return methods
 
 
 def series(rows: int | None, seed: int) -> tuple[Split, dict[str, Split]]:

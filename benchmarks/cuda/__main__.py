@@ -70,9 +70,9 @@ def main() -> None:
             (options.out / "cuda.json").write_text(json.dumps(report, indent=1))
         print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
     tables = [
-        f"## {title}\n\n{markdown(pd.DataFrame(rows))}"
+        f"## {title}\n\n{markdown(pd.DataFrame(report[title]))}"
         for title in options.parts
-        if (rows := report[title])
+        if report[title]
     ]
     (options.out / "cuda.md").write_text("\n\n".join([f"# {name}", *tables]) + "\n")
     wrong = [
